@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Resolve requirements/*.in into locks. The CUDA packages that torch pulls in on some machines are left to torch's own
+# metadata: a CPU build of torch does not want them, and pip adds them by itself where the wheel asks for them.
+set -euo pipefail
+cd "$(dirname "$0")"
+skip=()
+for name in triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+  nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+  nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx; do
+  skip+=(--no-emit-package "$name")
+done
+for name in "${@:-dev}"; do
+  uv pip compile "$name.in" --python-version 3.11 --no-emit-index-url --no-header --no-annotate "${skip[@]}" --quiet --output-file "$name.txt"
+done
