@@ -1,0 +1,161 @@
+"""One HTTP connection pool with the platform's retry policy: the only level at which HTTP calls are retried."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from rlt_client.errors import (
+    APIError,
+    DeadlineExceeded,
+    Overloaded,
+    ProtocolError,
+    Timeout,
+    TransportError,
+    Unavailable,
+    error_from_problem,
+)
+from rlt_client.schemas.common import Problem
+
+M = TypeVar("M", bound=BaseModel)
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0  # a restarted server is found again within this time
+RETRIED: Final = (Overloaded, Unavailable, Timeout)
+
+
+class HTTP:
+    """Args:
+    base_url: where the service is, for example `http://127.0.0.1:8002`.
+    key: sent as a bearer token.
+    deadline: seconds for one call with all its retries.
+    transport: replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        deadline: float = 600.0,
+        max_connections: int = 256,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.deadline = deadline
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(None, connect=10.0),  # the deadline bounds the rest
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        reply: type[M],
+        body: BaseModel | None = None,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+        retry: bool = True,
+    ) -> M:
+        """One call, retried on broken connections and 429/502/503/504 with back-off inside the deadline.
+
+        Raises:
+            APIError: the service refused (its subclass says how); the last refusal once the deadline is near.
+            DeadlineExceeded, TransportError: no reply.
+            ProtocolError: a reply that is not the protocol's.
+        """
+        if body is not None:
+            content = body.model_dump_json(by_alias=True, exclude_none=True)
+            headers = {"content-type": "application/json", **(headers or {})}
+        seconds = self.deadline if deadline is None else deadline
+        request = self._client.build_request(
+            method, path, content=content, headers=headers, params=_present(params), timeout=None
+        )
+        request.extensions["timeout"] = {"connect": 10.0, "pool": seconds, "read": seconds, "write": seconds}
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._persist(request, time.monotonic() + seconds, retry)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{method} {path}: no answer within {seconds:g} s") from error
+        return _parse(response, reply)
+
+    async def _persist(self, request: httpx.Request, until: float, retry: bool) -> httpx.Response:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                response = await self._client.send(request)
+                if response.is_success:
+                    return response
+                raise _refusal(response)
+            except (httpx.TransportError, *RETRIED) as caught:
+                error = _translated(caught, request)
+                wait = getattr(error, "retry_after", None) or pause * random.uniform(0.5, 1.5)  # noqa: S311 jitter
+                if not retry or time.monotonic() + wait >= until:
+                    raise error from caught
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    @asynccontextmanager
+    async def stream(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[httpx.Response]:
+        """A reply read piece by piece; not retried, since a part may have been used already."""
+        try:
+            async with self._client.stream("GET", path, params=_present(params)) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _refusal(response)
+                yield response
+        except httpx.TransportError as error:
+            raise TransportError(f"GET {path}: {error!r}") from error
+
+
+def _present(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (params or {}).items() if value is not None}
+
+
+def _translated(error: Exception, request: httpx.Request) -> Exception:
+    if isinstance(error, httpx.TransportError):
+        return TransportError(f"{request.method} {request.url}: {error or type(error).__name__}")
+    return error
+
+
+def _refusal(response: httpx.Response) -> APIError | ProtocolError:
+    retry_after = response.headers.get("retry-after", "")
+    seconds = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else None
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        if response.status_code in (429, 502, 503, 504):  # a proxy's own page, not ours
+            problem = Problem(type="proxy", title=f"HTTP {response.status_code}", detail=response.text[:200])
+        else:
+            return ProtocolError(f"HTTP {response.status_code} without a problem document: {response.text[:200]!r}")
+    problem.status = response.status_code
+    return error_from_problem(problem, retry_after=seconds)
+
+
+def _parse(response: httpx.Response, reply: type[M]) -> M:
+    try:
+        return reply.model_validate_json(response.content or b"{}")
+    except ValidationError as error:
+        raise ProtocolError(f"{response.request.url} did not answer a {reply.__name__}: {error}") from error

@@ -1,0 +1,196 @@
+"""Asynchronous clients of the services.
+
+    async with AsyncRewardClient("http://127.0.0.1:8002", key=…) as reward:
+        score = await reward.score(RewardItem(question=…, answer=…, explanation=…))
+
+Single calls made at the same time travel together: write one `await` an item, the client batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+
+from rlt_client._batching import Batcher
+from rlt_client._http import HTTP
+from rlt_client.errors import DeadlineExceeded, InvalidRequest
+from rlt_client.schemas.common import FieldError
+from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
+from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
+from rlt_client.schemas.reward import (
+    Detail,
+    Preset,
+    RewardItem,
+    RewardRequest,
+    RewardResponse,
+    Score,
+    SpecRequest,
+)
+
+__all__ = ["AsyncRewardClient", "AsyncTeacherClient", "ServiceClient"]
+
+CHARACTERS_PER_TOKEN = 3  # a careful guess: batches are cut by it, nothing is refused
+
+
+class ServiceClient:
+    """What all clients share. Close it, or use it as `async with`.
+
+    Args:
+        base_url: where the service is, for example `http://127.0.0.1:8002`.
+        key: sent as a bearer token.
+        deadline: seconds for one call, with its retries of broken connections and of 429, 502, 503 and 504.
+        max_connections: open connections at most.
+        transport: replaces the network, for tests (`rlt_client.testing`).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        deadline: float = 600.0,
+        max_connections: int = 256,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = HTTP(base_url, key=key, deadline=deadline, max_connections=max_connections, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _RewardLane:
+    """Items may share a request when everything beside the items is equal."""
+
+    spec: str
+    format: str | None
+    student: str | None
+    teacher_revision: str | None
+    detail: Detail
+
+
+class AsyncRewardClient(ServiceClient):
+    """Scores explanations (`POST /reward`).
+
+    Args:
+        window: seconds that a single call waits for company.
+        max_items: items a request at most.
+        max_tokens: tokens a request at most, estimated from the texts.
+        concurrency: requests under way at most.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        deadline: float = 600.0,
+        max_connections: int = 256,
+        transport: httpx.AsyncBaseTransport | None = None,
+        window: float = 0.005,
+        max_items: int = 64,
+        max_tokens: int = 262_144,
+        concurrency: int = 16,
+    ) -> None:
+        super().__init__(base_url, key=key, deadline=deadline, max_connections=max_connections, transport=transport)
+        self._batcher = Batcher[_RewardLane, RewardItem, Score](
+            self._send, window=window, max_items=max_items, max_cost=max_tokens, concurrency=concurrency
+        )
+
+    async def aclose(self) -> None:
+        await self._batcher.close()
+        await super().aclose()
+
+    async def score(
+        self,
+        item: RewardItem,
+        *,
+        spec: Preset | SpecRequest = Preset.rlt,
+        format: str | None = None,
+        student: str | None = None,
+        teacher_revision: str | None = None,
+        detail: Detail = Detail.components,
+        group: Hashable = None,
+        deadline: float | None = None,
+    ) -> Score:
+        """One item; calls made at the same time are sent together. Its own failure is in `Score.error`, not raised.
+
+        Args:
+            group: items of one group share a request; the question and its answer if left out.
+            deadline: seconds that *this* caller waits; the client's own if left out.
+
+        Raises:
+            APIError: the request as a whole was refused (wrong key, unknown format, …).
+            DeadlineExceeded, TransportError, ProtocolError
+        """
+        _refuse_non_finite([item])
+        resolved = spec if isinstance(spec, SpecRequest) else SpecRequest(preset=spec)
+        lane = _RewardLane(resolved.model_dump_json(exclude_none=True), format, student, teacher_revision, detail)
+        group = (item.question, item.answer) if group is None else group
+        try:
+            async with asyncio.timeout(deadline):
+                score = await self._batcher.submit(lane, group, item, _tokens(item))
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"POST /reward: no score within {deadline:g} s") from error
+        return score.model_copy(update={"index": 0})
+
+    async def score_all(self, request: RewardRequest, *, deadline: float | None = None) -> RewardResponse:
+        """One request as it is, with everything that the server says of it. Not batched, not cut."""
+        _refuse_non_finite(request.items)
+        return await self._http.request("POST", "/reward", body=request, reply=RewardResponse, deadline=deadline)
+
+    async def _send(self, lane: _RewardLane, items: list[RewardItem]) -> list[Score]:
+        request = RewardRequest(
+            items=items,
+            spec=SpecRequest.model_validate_json(lane.spec),
+            format=lane.format,
+            student=lane.student,
+            teacher_revision=lane.teacher_revision,
+            detail=lane.detail,
+        )
+        return (await self.score_all(request)).items
+
+
+class AsyncTeacherClient(ServiceClient):
+    """Asks a teacher for explanations (`POST /explain`) and, for trainers, for tokens (`POST /generate`)."""
+
+    async def explain(self, request: ExplainRequest, *, deadline: float | None = None) -> ExplainResponse:
+        """Sample `request.n` explanations of one question and its answer.
+
+        Raises:
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        return await self._http.request("POST", "/explain", body=request, reply=ExplainResponse, deadline=deadline)
+
+    async def generate(self, request: GenerateRequest, *, deadline: float | None = None) -> GenerateResponse:
+        """Continue prompts of token ids, one sample each.
+
+        Raises:
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        return await self._http.request("POST", "/generate", body=request, reply=GenerateResponse, deadline=deadline)
+
+
+def _tokens(item: RewardItem) -> int:
+    texts = (item.question, item.answer, item.system, item.completion, item.explanation)
+    characters = sum(len(text) for text in texts if text)
+    return characters // CHARACTERS_PER_TOKEN + (len(item.teacher.token_ids) if item.teacher else 0) + 1
+
+
+def _refuse_non_finite(items: Sequence[RewardItem]) -> None:
+    """JSON has no NaN: caught here, one bad item does not spoil the batch that it would travel in."""
+    for index, item in enumerate(items):
+        if item.teacher and not all(map(math.isfinite, item.teacher.logprobs)):
+            pointer = f"/items/{index}/teacher/logprobs"
+            raise InvalidRequest("not a number", errors=[FieldError(pointer=pointer, detail="must be finite")])

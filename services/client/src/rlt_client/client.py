@@ -1,0 +1,99 @@
+"""The same clients without `async`: safe to share between threads, whose calls then travel together.
+
+    with RewardClient("http://127.0.0.1:8002", key=…) as reward:
+        score = reward.score(RewardItem(question=…, answer=…, explanation=…))
+
+Each runs its asynchronous twin (`rlt_client.aio`) on one background event loop and takes the same arguments.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient, ServiceClient
+
+A = TypeVar("A", bound=ServiceClient)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+__all__ = ["RewardClient", "TeacherClient"]
+
+
+class _Blocking(Generic[A]):
+    _twin: ClassVar[type[ServiceClient]]
+
+    def __init__(self, base_url: str, **options: Any) -> None:
+        """Takes what the asynchronous client takes."""
+        self._stack = ExitStack()
+        self._portal: BlockingPortal = self._stack.enter_context(start_blocking_portal())
+        self._closing = threading.Lock()
+        self._aio: Any = self._portal.call(self._open, base_url, options)
+
+    async def _open(self, base_url: str, options: dict[str, Any]) -> ServiceClient:
+        return self._twin(base_url, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._closing:
+            if self._aio is not None:
+                self._portal.call(self._aio.aclose)
+                self._aio = None
+                self._stack.close()
+
+
+def _blocking(
+    method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[_Blocking[A], P], R]:
+    """The blocking twin of an asynchronous method: its arguments, documentation and errors."""
+
+    @wraps(method)
+    def call(self: _Blocking[A], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._aio is None:
+            raise RuntimeError("this client is closed")
+        return self._portal.call(lambda: method(self._aio, *args, **kwargs))
+
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[A, P], AsyncIterator[R]],
+) -> Callable[Concatenate[_Blocking[A], P], Iterator[R]]:
+    """The blocking twin of an asynchronous generator."""
+
+    @wraps(method)
+    def iterate(self: _Blocking[A], *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        items = method(self._aio, *args, **kwargs)
+        while True:
+            try:
+                yield self._portal.call(items.__anext__)
+            except StopAsyncIteration:
+                return
+
+    return iterate
+
+
+class RewardClient(_Blocking[AsyncRewardClient]):
+    """Scores explanations (`POST /reward`); see `AsyncRewardClient`."""
+
+    _twin = AsyncRewardClient
+    score = _blocking(AsyncRewardClient.score)
+    score_all = _blocking(AsyncRewardClient.score_all)
+
+
+class TeacherClient(_Blocking[AsyncTeacherClient]):
+    """Asks a teacher for explanations (`POST /explain`, `POST /generate`); see `AsyncTeacherClient`."""
+
+    _twin = AsyncTeacherClient
+    explain = _blocking(AsyncTeacherClient.explain)
+    generate = _blocking(AsyncTeacherClient.generate)
