@@ -1,0 +1,378 @@
+"""`/builds` and its family: a list of problems in, an immutable version of a dataset out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from rlt_client.schemas.common import GenStatus, Problem, Reply, Request, ScoreStatus
+from rlt_client.schemas.reward import Preset, SpecRequest
+
+__all__ = [
+    "Build",
+    "BuildCounts",
+    "BuildEvent",
+    "BuildKind",
+    "BuildPage",
+    "BuildProblem",
+    "BuildRequest",
+    "BuildState",
+    "Dataset",
+    "DatasetPage",
+    "EventPage",
+    "ExportFormat",
+    "ExportShape",
+    "FileRef",
+    "SamplePage",
+    "SampleRow",
+    "SampleSort",
+    "Sampling",
+    "ScorerRef",
+    "Selection",
+    "SelectionMode",
+    "ShardState",
+    "Source",
+    "Upload",
+    "Version",
+    "VersionPage",
+    "storable",
+]
+
+MAX_INLINE_PROBLEMS = 1_000
+MAX_SAMPLES_PER_PROBLEM = 1_024
+MAX_NAME = 100
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class BuildKind(StrEnum):
+    generate = "generate"
+    """Explanations are generated, then scored."""
+    score = "score"
+    """The problems carry an explanation each; they are scored only."""
+
+
+class BuildState(StrEnum):
+    importing = "importing"
+    """The source is being read."""
+    running = "running"
+    paused = "paused"
+    finishing = "finishing"
+    """Every sample has its outcome; the version is being written."""
+    done = "done"
+    failed = "failed"
+    """`error` says why; what was made is kept, and `resume` tries again."""
+    cancelled = "cancelled"
+
+
+class ShardState(StrEnum):
+    ready = "ready"
+    running = "running"
+    done = "done"
+    dead = "dead"
+    """Given up after several leases in a row that brought nothing."""
+
+
+class SelectionMode(StrEnum):
+    best = "best"
+    """The highest reward of each problem."""
+    top_k = "top_k"
+    """The k highest of each problem."""
+    all = "all"
+
+
+class SampleSort(StrEnum):
+    by_index = "index"
+    """By problem, then sample."""
+    by_reward = "reward"
+    """By reward; samples without one are left out."""
+    by_length = "length"
+    """By tokens generated."""
+
+
+class ExportFormat(StrEnum):
+    jsonl = "jsonl"
+    parquet = "parquet"
+    hf = "hf"
+    """A folder that `datasets.load_dataset(folder)` reads, as a zip."""
+
+
+class ExportShape(StrEnum):
+    messages = "messages"
+    """Chat messages that train a student: system, user = question, assistant = think text and solution."""
+    raw = "raw"
+    """Every column: texts, reward, its components, provenance."""
+
+
+def storable(text: str) -> str:
+    """`text`, if Postgres and UTF-8 can hold it. Raises `ValueError` for a NUL character or half a surrogate pair."""
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which cannot be stored")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is not Unicode text") from None
+    return text
+
+
+class BuildProblem(Request):
+    """One question with its ground-truth answer."""
+
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1, description="the ground-truth solution, without tags")
+    system: str | None = Field(default=None, description="overrides the format's system message of the student")
+    explanation: str | None = Field(default=None, description="kind `score`: the text to score")
+    meta: dict[str, Any] | None = Field(default=None, description="kept with the problem, not read")
+
+    @field_validator("question", "answer", "system", "explanation")
+    @classmethod
+    def _storable(cls, text: str | None) -> str | None:
+        return None if text is None else storable(text)
+
+    @field_validator("question", "answer")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("holds white space only")
+        return text
+
+
+class Source(Request):
+    """Where problems are read from: JSON lines, an object with `question` and `answer` each.
+
+    `system` and `explanation` are read where present; all other fields are kept as the problem's `meta`.
+    """
+
+    upload: UUID = Field(description="id of `POST /uploads`")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="names in the file by name here: {'question': 'prompt', 'answer': 'solution'}"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: dict[str, str]) -> dict[str, str]:
+        unknown = columns.keys() - {"question", "answer", "system", "explanation"}
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: question, answer, system, explanation")
+        return columns
+
+
+class Sampling(Request):
+    """How explanations are sampled. The log-probs serve the KL term only with top_p 1 and no top_k."""
+
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="budget of one explanation; the teacher's if left out"
+    )
+    temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False, description="0.7 in the paper")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=-1, description="0 and −1: no limit")
+
+
+class Selection(Request):
+    """Which samples become rows of the version. Only complete, scored ones are eligible."""
+
+    mode: SelectionMode = SelectionMode.best
+    k: int | None = Field(default=None, ge=1, le=MAX_SAMPLES_PER_PROBLEM, description="rows a problem, with `top_k`")
+    min_reward: float | None = Field(default=None, allow_inf_nan=False, description="leave out what lies below")
+
+    @model_validator(mode="after")
+    def _k_with_top_k(self) -> Self:
+        if (self.mode is SelectionMode.top_k) != (self.k is not None):
+            raise ValueError("k goes with mode top_k, and only with it")
+        return self
+
+
+class BuildRequest(Request):
+    """Exactly one of `problems` and `source`.
+
+    The seed of a sample is a hash of (seed, problem, sample, try), so a build with the same seed and problems asks the
+    teacher the same things.
+    """
+
+    dataset: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME_PATTERN, description="made if it is new")
+    kind: BuildKind = BuildKind.generate
+    problems: list[BuildProblem] | None = Field(default=None, min_length=1, max_length=MAX_INLINE_PROBLEMS)
+    source: Source | None = None
+    n: int = Field(default=4, ge=1, le=MAX_SAMPLES_PER_PROBLEM, description="samples of each problem")
+    sampling: Sampling = Field(default_factory=Sampling)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    format: str | None = Field(default=None, description="name of a prompt format; the servers' default if left out")
+    policy: str | None = Field(default=None, description="name of a served policy; the active one if left out")
+    student: str | None = Field(default=None, description="name of a served student; the server's default if left out")
+    spec: Preset | SpecRequest = Field(default=Preset.rlt, description="the reward")
+    selection: Selection = Field(default_factory=Selection)
+    keep_tokens: bool = Field(
+        default=False, description="keep token ids and log-probs: the traces can then be scored again with their own KL"
+    )
+    priority: int = Field(default=0, ge=0, le=9, description="9 goes first")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.problems is None) == (self.source is None):
+            raise ValueError("give exactly one of problems and source")
+        return self
+
+    @model_validator(mode="after")
+    def _explanations_with_score(self) -> Self:
+        if self.kind is BuildKind.score and self.n != 1:
+            raise ValueError("kind score takes the one explanation of each problem: n must be 1")
+        for index, problem in enumerate(self.problems or []):
+            if (problem.explanation is not None) != (self.kind is BuildKind.score):
+                raise ValueError(f"problems/{index}: kind score, and only that, takes an explanation with each problem")
+        return self
+
+
+class Upload(Reply):
+    id: UUID
+    name: str | None = None
+    bytes: int
+    sha256: str
+    created_at: datetime
+
+
+class BuildCounts(Reply):
+    """Samples by state, and tokens. `missing` have no outcome yet; those never sent to the scorer are `skipped`."""
+
+    problems: int
+    samples: int = Field(description="problems × n")
+    missing: int
+    gen: dict[GenStatus, int]
+    score: dict[ScoreStatus, int]
+    prompt_tokens: int
+    completion_tokens: int
+    bad_rows: int = Field(description="rows of the source that were refused; each is an event with line and reason")
+    shards: dict[ShardState, int]
+
+
+class ScorerRef(Reply):
+    """What computed the scores of a build or version."""
+
+    student: str
+    student_revision: str
+    teacher_source: str | None = Field(description="`sent`, `hosted`, or null where KL is no part of the reward")
+    teacher_revision: str | None
+    format_hash: str
+
+
+class Build(Reply):
+    id: int
+    dataset: str
+    kind: BuildKind
+    state: BuildState
+    n: int
+    priority: int
+    request: dict[str, Any] = Field(description="the request as it was resolved, without inline problems")
+    counts: BuildCounts
+    tokens_per_second: float | None = Field(description="generated tokens; null before the first")
+    eta_seconds: float | None = Field(description="null where it cannot be told")
+    scorer: ScorerRef | None
+    version: int | None = Field(description="id of the version that was published")
+    error: Problem | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class BuildPage(Reply):
+    items: list[Build]
+    next: str | None = Field(description="pass as `cursor`; null at the end")
+
+
+class BuildEvent(Reply):
+    """Something that happened to a build and that its owner should be able to read, such as a refused row."""
+
+    id: int
+    at: datetime
+    kind: str
+    line: int | None = Field(description="line of the source, from 1")
+    detail: str
+
+
+class EventPage(Reply):
+    items: list[BuildEvent]
+    next: str | None
+
+
+class SampleRow(Reply):
+    """One sample. The texts are null unless asked for."""
+
+    problem: int = Field(description="index of the problem, from 0")
+    sample: int = Field(description="0 … n−1")
+    try_: int = Field(alias="try", description="0, or how often it was asked again")
+    gen_status: GenStatus
+    gen_reason: str | None
+    finish_reason: str | None
+    policy_revision: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    score_status: ScoreStatus
+    score_reason: str | None
+    reward: float | None
+    ss_mean: float | None
+    ss_min: float | None
+    ss_sum: float | None
+    kl_mean: float | None
+    kl_max: float | None
+    format: float | None
+    n_answer: int | None
+    n_think: int | None
+    flags: list[str]
+    question: str | None = None
+    answer: str | None = None
+    explanation: str | None = None
+    completion: str | None = None
+
+    model_config = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+
+class SamplePage(Reply):
+    items: list[SampleRow]
+    next: str | None
+
+
+class Dataset(Reply):
+    name: str
+    created_at: datetime
+    builds: int
+    versions: int
+    latest_version: int | None = Field(description="id of the newest version")
+
+
+class DatasetPage(Reply):
+    items: list[Dataset]
+    next: str | None
+
+
+class FileRef(Reply):
+    uri: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Version(Reply):
+    """An immutable list of rows. The manifest holds (build, problem, sample_idx, rank) of each, and its place."""
+
+    id: int
+    dataset: str
+    number: int = Field(description="1, 2, … within the dataset")
+    parent: int | None
+    build: int | None
+    rows: int
+    selection: Selection
+    scorer: ScorerRef | None
+    manifest: FileRef
+    files: list[FileRef]
+    counts: dict[str, int]
+    lineage: dict[str, Any] = Field(
+        description="policy revisions, format, sampling, seed, reward spec and versions of the code"
+    )
+    created_at: datetime
+
+
+class VersionPage(Reply):
+    items: list[Version]
+    next: str | None
