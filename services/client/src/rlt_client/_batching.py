@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from rlt_client.errors import PayloadTooLarge, ProtocolError
@@ -24,18 +25,12 @@ class _Entry(Generic[T, R]):
     result: asyncio.Future[R]
 
 
-@dataclass(slots=True)
-class _Lane(Generic[T, R]):
-    entries: list[_Entry[T, R]] = field(default_factory=list)
-    cost: int = 0
-    timer: asyncio.TimerHandle | None = None
-
-
 class Batcher(Generic[L, T, R]):
     """Collects items that may travel together (a *lane*) for `window` seconds, then sends them as few batches.
 
-    Items of one group (the samples of one question) stay in one batch wherever it can hold them. A batch that is
-    refused as too large is sent again in halves. A batch none of whose callers still waits is not sent, or cancelled.
+    A batch holds `max_items` and a cost of `max_cost` at most. Items of one group (the samples of one question) stay
+    in one batch wherever it can hold them. A batch that is refused as too large is sent again in halves. A batch none
+    of whose callers still waits is not sent, or cancelled.
     """
 
     def __init__(
@@ -52,39 +47,33 @@ class Batcher(Generic[L, T, R]):
         self._max_items = max_items
         self._max_cost = max_cost
         self._slots = asyncio.Semaphore(concurrency)
-        self._lanes: dict[L, _Lane[T, R]] = {}
+        self._lanes: dict[L, list[_Entry[T, R]]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, lane: L, group: Hashable, item: T, cost: int) -> R:
         """Queue one item and wait for its result."""
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        waiting = self._lanes.setdefault(lane, _Lane())
-        waiting.entries.append(_Entry(item, group, cost, result))
-        waiting.cost += cost
-        if len(waiting.entries) >= self._max_items or waiting.cost >= self._max_cost:
-            self._flush(lane)
-        elif waiting.timer is None:
-            waiting.timer = asyncio.get_running_loop().call_later(self._window, self._flush, lane)
+        if lane not in self._lanes:
+            self._lanes[lane] = []
+            asyncio.get_running_loop().call_later(self._window, self._flush, lane)
+        self._lanes[lane].append(_Entry(item, group, cost, result))
         return await result
 
     async def close(self) -> None:
         """Cancel everything that is queued or under way."""
-        for lane in list(self._lanes):
-            self._flush(lane)
+        for entries in self._lanes.values():
+            _cancel(entries)
+        self._lanes.clear()
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _flush(self, lane: L) -> None:
-        waiting = self._lanes.pop(lane, None)
-        if waiting is None:
-            return
-        if waiting.timer is not None:
-            waiting.timer.cancel()
-        for batch in self._pack(waiting.entries):
+        for batch in self._pack(self._lanes.pop(lane, [])):
             task = asyncio.create_task(self._run(lane, batch))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+            task.add_done_callback(partial(_cancel_rest, batch))
 
     def _pack(self, entries: list[_Entry[T, R]]) -> Iterator[list[_Entry[T, R]]]:
         """Groups in order of arrival, as many as fit; a group that is too large by itself is cut."""
@@ -108,15 +97,10 @@ class Batcher(Generic[L, T, R]):
         return len(batch) <= self._max_items and sum(entry.cost for entry in batch) <= self._max_cost
 
     async def _run(self, lane: L, batch: list[_Entry[T, R]]) -> None:
-        try:
-            async with self._slots:
-                batch = [entry for entry in batch if not entry.result.done()]
-                if batch:
-                    await self._deliver(lane, batch)
-        except asyncio.CancelledError:
-            for entry in batch:
-                entry.result.cancel()
-            raise
+        async with self._slots:
+            batch = [entry for entry in batch if not entry.result.done()]
+            if batch:
+                await self._deliver(lane, batch)
 
     async def _deliver(self, lane: L, batch: list[_Entry[T, R]]) -> None:
         watched = asyncio.ensure_future(self._send(lane, [entry.item for entry in batch]))
@@ -139,10 +123,20 @@ class Batcher(Generic[L, T, R]):
 
     async def _halve(self, lane: L, batch: list[_Entry[T, R]], error: PayloadTooLarge) -> None:
         if len(batch) == 1:
-            return _fail(batch, error)
+            _fail(batch, error)
+            return
         middle = len(batch) // 2
         await self._deliver(lane, batch[:middle])
         await self._deliver(lane, batch[middle:])
+
+
+def _cancel_rest(batch: list[_Entry[T, R]], _: object) -> None:
+    _cancel(batch)
+
+
+def _cancel(batch: list[_Entry[T, R]]) -> None:
+    for entry in batch:
+        entry.result.cancel()
 
 
 def _fail(batch: list[_Entry[T, R]], error: Exception) -> None:

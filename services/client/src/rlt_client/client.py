@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -61,9 +61,10 @@ def _blocking(
     def call(self: _Blocking[A], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._aio is None:
             raise RuntimeError("this client is closed")
-        return self._portal.call(lambda: method(self._aio, *args, **kwargs))
+        result: R = self._portal.call(lambda: method(self._aio, *args, **kwargs))
+        return result
 
-    return call
+    return cast("Callable[Concatenate[_Blocking[A], P], R]", call)
 
 
 def _iterating(
@@ -80,7 +81,7 @@ def _iterating(
             except StopAsyncIteration:
                 return
 
-    return iterate
+    return cast("Callable[Concatenate[_Blocking[A], P], Iterator[R]]", iterate)
 
 
 class RewardClient(_Blocking[AsyncRewardClient]):

@@ -55,7 +55,7 @@ class DeadlineExceeded(TransportError):
 
 
 class ProtocolError(RLTError):
-    """The service answered with something that is not this protocol (another program at that address, a proxy's page)."""
+    """The service answered with something that is not this protocol: another program, a proxy's page."""
 
 
 class ItemError(RLTError):
@@ -180,7 +180,7 @@ _BY_STATUS[502] = Unavailable
 
 
 def error_from_problem(problem: Problem, *, retry_after: float | None = None) -> APIError:
-    """The exception that stands for a problem reply. Unknown 4xx become `InvalidRequest`, unknown 5xx `InternalError`."""
+    """The exception for a problem reply. Unknown 4xx become `InvalidRequest`, unknown 5xx `InternalError`."""
     status = problem.status or 500
     cls = _BY_STATUS.get(status, InvalidRequest if 400 <= status < 500 else InternalError)
     return cls(

@@ -1,4 +1,4 @@
-"""Prompt formats as data: TOML files of templates with placeholders and no logic, byte-exact, hashed into every result."""
+"""Prompt formats as data: TOML templates with placeholders and no logic, byte-exact, hashed into every result."""
 
 from rlt_client.formats.model import (
     Format,

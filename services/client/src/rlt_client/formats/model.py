@@ -114,14 +114,14 @@ class Format(_Part):
         return tuple(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
 
     def parse(self, text: str) -> tuple[str, str]:
-        """The explanation and the answer of a student-side text: `open` t `close` `answer`, for importing tagged traces.
+        """The explanation and the answer of a student-side text (`open` t `close` `answer`), to import tagged traces.
 
         Raises:
             FormatError: a tag is missing or stands in the wrong order.
         """
         student = self.student
         before, answer_open, answer_close = student.close.strip(), student.before_answer.strip(), student.after_answer
-        head, opened, rest = text.partition(student.open.strip()) if student.open.strip() else ("", " ", text)
+        _, opened, rest = text.partition(student.open.strip()) if student.open.strip() else ("", " ", text)
         if not opened:
             raise FormatError(f"no {student.open.strip()!r} in the text")
         explanation, closed, rest = rest.partition(before)

@@ -1,4 +1,7 @@
-"""Types that more than one API speaks. Requests refuse unknown fields; replies may grow, and clients ignore what they do not know."""
+"""Types that more than one API speaks.
+
+Requests refuse unknown fields; replies may grow, and clients ignore what they do not know.
+"""
 
 from __future__ import annotations
 

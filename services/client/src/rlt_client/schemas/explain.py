@@ -16,9 +16,7 @@ class ExplainRequest(Request):
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1, description="the ground-truth solution, without tags")
     n: int = Field(default=1, ge=1, le=MAX_SAMPLES, description="explanations to sample")
-    max_tokens: int | None = Field(
-        default=None, ge=1, description="budget of one explanation; the server's if left out"
-    )
+    max_tokens: int | None = Field(default=None, ge=1, description="tokens of one explanation at most")
     temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False, description="0.7 in the paper")
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=-1, description="0 and −1: no limit")

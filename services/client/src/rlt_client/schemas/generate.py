@@ -6,7 +6,7 @@ from pydantic import Field
 
 from rlt_client.schemas.common import ModelRef, Problem, Reply, Request, Timing
 
-__all__ = ["Generated", "GenerateItem", "GenerateRequest", "GenerateResponse"]
+__all__ = ["GenerateItem", "GenerateRequest", "GenerateResponse", "Generated"]
 
 
 class GenerateItem(Request):

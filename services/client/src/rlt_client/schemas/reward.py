@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rlt_client.errors import ItemError
 from rlt_client.schemas.common import FormatRef, ModelRef, Problem, Reply, Request, ScoreStatus, Timing
@@ -80,7 +80,7 @@ class TeacherTokens(Request):
 
 
 class RewardItem(Request):
-    """One explanation to score: exactly one of `completion` and `explanation`, or neither where `teacher` carries ids."""
+    """One explanation to score: one of `completion` and `explanation`, or neither where `teacher` carries ids."""
 
     id: str | None = Field(default=None, max_length=256, description="echoed in the score")
     question: str
@@ -115,7 +115,7 @@ class SpecRequest(Request):
     student_temperature: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
     teacher_temperature: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
-    model_config = {"extra": "forbid", "validate_by_name": True, "validate_by_alias": True, "serialize_by_alias": True}
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
 class ResolvedSpec(Reply):
@@ -130,7 +130,7 @@ class ResolvedSpec(Reply):
     student_temperature: float
     teacher_temperature: float | None
 
-    model_config = {"extra": "ignore", "validate_by_name": True, "validate_by_alias": True, "serialize_by_alias": True}
+    model_config = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
 class RewardRequest(Request):
