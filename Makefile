@@ -1,0 +1,48 @@
+# The two commands: `make demo` (the main job on this machine) and `make test`. Both set up what they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+# One thread per process: the stack's processes share the cores, and small models run slower on more.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup engine models demo test test-slow lint format types lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## .venv with everything but the engine (cached by lock: a second clone installs nothing)
+	@requirements/install.sh dev
+
+engine: ## the vLLM environment, linked as .engine (CPU build)
+	@requirements/install.sh engine
+
+demo: setup ## question + answer → explanation → reward → data set, on tiny models made here
+	@.venv/bin/rlt demo
+
+models: setup ## train the committed tiny base model again, seed and gate printed
+	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base
+
+test: setup engine lint types ## everything but the slow tests
+	$(PY) -m pytest -m "not slow"
+
+test-slow: setup engine ## the slow tests alone
+	$(PY) -m pytest -m slow
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: setup ## write the code the way `make lint` wants it
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: setup
+	@$(PY) -m mypy
+
+lock: ## resolve requirements/*.in again (needs uv)
+	requirements/lock.sh dev engine
+
+clean: ## remove what was made in this checkout; the user cache stays
+	rm -rf .venv .engine .rlt .rlt-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
