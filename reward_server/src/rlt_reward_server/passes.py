@@ -1,0 +1,38 @@
+"""What the forward passes take and give, and how passes are grouped. Pure: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Pass", "padded_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One sequence through one model."""
+
+    ids: list[int]
+    """Shape [T]."""
+    positions: list[int]
+    """Positions in `ids` whose log-prob given everything before is asked for; none of them 0. Shape [P]."""
+    temperature: float
+    """Divides the logits before the log-softmax."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that have to be run: nothing after the last scored position matters."""
+        return max(self.positions, default=0)
+
+
+def padded_batches(passes: Sequence[Pass], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of passes that run together: similar lengths, at most `max_tokens` with padding (or one pass alone)."""
+    batch: list[int] = []
+    for index in sorted(range(len(passes)), key=lambda i: passes[i].length, reverse=True):
+        longest = passes[batch[0]].length if batch else 0
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,14 @@
+"""Rewards by preset name. Each is a small module behind one interface; a new one is added here and nowhere else."""
+
+from typing import Final
+
+from rlt_client.schemas.reward import Preset
+from rlt_reward_server.reward.base import Evidence, KLTerm, Parts, RewardPreset, SSTerm
+from rlt_reward_server.reward.kl import ESTIMATORS, divergence
+from rlt_reward_server.reward.kl_only import KLOnly
+from rlt_reward_server.reward.rlt import RLT
+from rlt_reward_server.reward.ss_only import SSOnly
+
+__all__ = ["ESTIMATORS", "PRESETS", "Evidence", "KLTerm", "Parts", "RewardPreset", "SSTerm", "divergence"]
+
+PRESETS: Final[dict[Preset, RewardPreset]] = {reward.preset: reward for reward in (RLT(), SSOnly(), KLOnly())}
