@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-__all__ = ["DatabaseError", "Program", "Running", "prepare_postgres", "prepare_valkey", "start"]
+__all__ = ["DatabaseError", "Program", "Running", "bound_to_caller", "prepare_postgres", "prepare_valkey", "start"]
 
 SUPERUSER = "rlt"
 DATABASE = "postgres"
@@ -97,13 +97,14 @@ def start(program: Program, log: Path, *, die_with_caller: bool = False) -> Runn
 
     `die_with_caller` (Linux): the kernel stops it when the *thread* that called this ends, even by SIGKILL.
     """
-    argv = _bound_to_caller(program) if die_with_caller else program.argv
+    argv = bound_to_caller(program) if die_with_caller else program.argv
     with log.open("ab") as output:
         process = _popen(program, argv, output)
     return Running(program, process, log)
 
 
-def _bound_to_caller(program: Program) -> list[str]:
+def bound_to_caller(program: Program) -> list[str]:
+    """The command line that makes the kernel (Linux) stop the program when the thread that runs it ends."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         return program.argv

@@ -1,0 +1,65 @@
+"""Small stacks of throw-away Python programs, for the supervisor; nothing here starts a server of the platform."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlt_local.component import Component, Probe
+from rlt_local.state import ComponentRecord, StackRecord, StateFolder
+from rlt_local.supervisor import Supervisor
+
+Script = Callable[..., Component]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    state = StateFolder(tmp_path / "state")
+    state.make()
+    return state
+
+
+@pytest.fixture
+def script() -> Script:
+    """A component that runs some lines of Python."""
+
+    def make(name: str, code: str, *, ready: Probe | None = None, needs: tuple[str, ...] = (), **options) -> Component:
+        argv = (sys.executable, "-u", "-c", textwrap.dedent(code))
+        return Component(name, argv, ready=ready, needs=needs, **options)
+
+    return make
+
+
+@pytest.fixture
+def stack(folder: StateFolder) -> Callable[..., tuple[Supervisor, StackRecord]]:
+    def make(*components: Component, **options) -> tuple[Supervisor, StackRecord]:
+        record = StackRecord(
+            pid=os.getpid(),
+            pid_created=psutil.Process().create_time(),
+            urls={},
+            key_file=str(folder.key_file),
+            components={component.name: ComponentRecord(url=component.url) for component in components},
+        )
+        return Supervisor(components, folder, record, **options), record
+
+    return make
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Wait for a condition, never for a time."""
+
+    def wait(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, "the condition was not met in time"
+            time.sleep(0.02)
+
+    return wait
