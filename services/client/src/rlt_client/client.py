@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient, ServiceClient
+from rlt_client.jobs import AsyncJobsClient
 
 A = TypeVar("A", bound=ServiceClient)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["RewardClient", "TeacherClient"]
+__all__ = ["JobsClient", "RewardClient", "TeacherClient"]
 
 
 class _Blocking(Generic[A]):
@@ -98,3 +99,23 @@ class TeacherClient(_Blocking[AsyncTeacherClient]):
     _twin = AsyncTeacherClient
     explain = _blocking(AsyncTeacherClient.explain)
     generate = _blocking(AsyncTeacherClient.generate)
+
+
+class JobsClient(_Blocking[AsyncJobsClient]):
+    """Makes builds, follows them, and fetches what they made (`/builds`); see `AsyncJobsClient`."""
+
+    _twin = AsyncJobsClient
+    create_build = _blocking(AsyncJobsClient.create_build)
+    build = _blocking(AsyncJobsClient.build)
+    builds = _iterating(AsyncJobsClient.builds)
+    watch = _iterating(AsyncJobsClient.watch)
+    pause = _blocking(AsyncJobsClient.pause)
+    resume = _blocking(AsyncJobsClient.resume)
+    cancel = _blocking(AsyncJobsClient.cancel)
+    samples = _iterating(AsyncJobsClient.samples)
+    events = _iterating(AsyncJobsClient.events)
+    upload = _blocking(AsyncJobsClient.upload)
+    datasets = _iterating(AsyncJobsClient.datasets)
+    versions = _iterating(AsyncJobsClient.versions)
+    version = _blocking(AsyncJobsClient.version)
+    export = _blocking(AsyncJobsClient.export)
