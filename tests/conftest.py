@@ -1,0 +1,3 @@
+"""Fixtures that several parts share live in tests/plugins."""
+
+pytest_plugins = ["plugins.stack"]
