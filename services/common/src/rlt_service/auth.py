@@ -1,0 +1,167 @@
+"""Who calls, and whether they may.
+
+Every route declares one scope, as a dependency:
+
+    router = Router(dependencies=[requires(Scope.reward)])
+
+    @router.get("/models")
+    async def models(caller: Annotated[Principal, requires(Scope.reward)]) -> …
+
+The key comes as `Authorization: Bearer rlt_…`, or, for keys marked `path`, as the path parameter `{path_key}`. The
+scope `admin` implies all. Without any keys a server answers only its own machine: callers are then "local", with
+every scope.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import structlog
+from fastapi import FastAPI, Request, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from rlt_client.errors import Forbidden, Unauthorized
+from rlt_client.schemas.common import Scope
+from rlt_service.keys import KeyStore, StaticKeys, hash_token
+from rlt_service.settings import ServerSettings
+
+__all__ = ["LOCAL", "PUBLIC_PATHS", "Authenticator", "Principal", "authenticate", "requires", "undeclared_routes"]
+
+PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version", "/openapi.json"})
+"""Paths that need no key."""
+
+_BEARER = HTTPBearer(auto_error=False, description="A key made by `rlt keys create`")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller of one request. `key_id` is None for callers without a key."""
+
+    owner: str
+    scopes: frozenset[Scope]
+    key_id: str | None = None
+
+    def allows(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.admin in self.scopes
+
+
+LOCAL = Principal("local", frozenset(Scope))
+"""The caller of a server without keys."""
+
+
+class Authenticator:
+    """Finds out who calls.
+
+    `anonymous` serves callers without a key; `loopback_only` then only those on this machine. `store` None means that
+    there are no keys at all: a token that is sent anyway cannot be wrong, and is not looked at.
+    """
+
+    def __init__(self, store: KeyStore | None, *, anonymous: bool, loopback_only: bool) -> None:
+        self.store = store
+        self.anonymous = anonymous
+        self.loopback_only = loopback_only
+
+    @classmethod
+    def of(cls, settings: ServerSettings, store: KeyStore | None = None) -> Authenticator:
+        """`store` replaces the keys of the settings; with a store, callers need a key unless `allow_anonymous`."""
+        if store is None:
+            static = StaticKeys.read(settings.keys, settings.keys_file)
+            store = static if len(static) else None
+        open_to_all = settings.allow_anonymous
+        return cls(store, anonymous=open_to_all or store is None, loopback_only=not open_to_all)
+
+    async def principal(self, request: Request) -> Principal:
+        """Raises `Unauthorized` without a key or with a wrong one."""
+        token, in_path = _token(request)
+        if self.store is None or (token is None and self.anonymous):
+            return self._anonymous(request)
+        if token is None:
+            raise Unauthorized("send a key: `Authorization: Bearer rlt_…`")
+        key = await self.store.find(hash_token(token))
+        if key is None or (in_path and not key.in_path):
+            raise Unauthorized("no such key", type="unknown_key")
+        return Principal(key.owner, key.scopes, key.id)
+
+    def _anonymous(self, request: Request) -> Principal:
+        if self.loopback_only and not _is_local(request):
+            raise Forbidden("this server has no keys and answers only its own machine", type="local_only")
+        return LOCAL
+
+
+async def authenticate(request: Request) -> Principal:
+    """The caller of this request; looked up once, then kept in `request.state` and in the log context."""
+    known = getattr(request.state, "principal", None)
+    if isinstance(known, Principal):
+        return known
+    authenticator: Authenticator = request.app.state.auth
+    principal = await authenticator.principal(request)
+    request.state.principal = principal
+    structlog.contextvars.bind_contextvars(owner=principal.owner)
+    return principal
+
+
+@dataclass(frozen=True, slots=True)
+class _Requirement:
+    scope: Scope
+
+    async def __call__(
+        self, request: Request, _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+    ) -> Principal:
+        principal = await authenticate(request)
+        if not principal.allows(self.scope):
+            raise Forbidden(f"this needs a key with the scope `{self.scope}`", type="missing_scope")
+        return principal
+
+
+def requires(scope: Scope) -> Any:
+    """A dependency that demands `scope` and gives the `Principal`. `Any`, so that it may also stand as a default."""
+    return Security(_Requirement(scope), scopes=[scope.value])
+
+
+def undeclared_routes(app: FastAPI) -> list[str]:
+    """`METHOD /path` of every route that declares no scope and is not public."""
+    return [
+        f"{','.join(sorted(route.methods or ['*']))} {route.path}"
+        for route in iter_route_contexts(app.routes)
+        if route.path not in PUBLIC_PATHS and not _declares_scope(route)
+    ]
+
+
+def _declares_scope(route: RouteContext) -> bool:
+    dependant = getattr(route, "dependant", None)
+    return isinstance(dependant, Dependant) and any(isinstance(call, _Requirement) for call in _calls(dependant))
+
+
+def _calls(dependant: Dependant) -> Iterator[object]:
+    yield dependant.call
+    for child in dependant.dependencies:
+        yield from _calls(child)
+
+
+def _token(request: Request) -> tuple[str | None, bool]:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip(), False
+    in_path = request.path_params.get("path_key")
+    return in_path, in_path is not None
+
+
+def _is_local(request: Request) -> bool:
+    """Reached over loopback, and not under a name from outside (a web page may point its own name at 127.0.0.1)."""
+    server = request.scope.get("server")
+    name = request.url.hostname or ""
+    named_inside = "." not in name or name.endswith(".localhost") or _loopback(name) is not None
+    return named_inside and (server is None or _loopback(server[0]) is not False)
+
+
+def _loopback(host: str) -> bool | None:
+    """None for what is not an IP address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return None

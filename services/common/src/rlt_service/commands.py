@@ -1,0 +1,33 @@
+"""`rlt keys …`, added to the command `rlt` by the entry-point group `rlt.commands`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from rlt_client.schemas.common import Scope
+
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    import typer
+
+    keys = typer.Typer(no_args_is_help=True, help="Keys of the servers.")
+    app.add_typer(keys, name="keys")
+
+    @keys.command()
+    def create(
+        owner: Annotated[str, typer.Option(help="whose key it is: builds and logs carry this name")],
+        scope: Annotated[list[Scope], typer.Option(help="what it may do; may be repeated")],
+        in_path: Annotated[bool, typer.Option("--in-path", help="it may also stand in a URL")] = False,
+    ) -> None:
+        """Make a key. The token is shown once; the server gets the line, which does not reveal it."""
+        from rlt_service.keys import Key, create_token, hash_token, parse_keys
+
+        token = create_token()
+        line = Key(hash_token(token), owner, frozenset(scope), in_path).line()
+        parse_keys(line, "owner")
+        typer.echo(f"token, for the caller (RLT_API_KEY):\n  {token}\nline, for the server's keys file:\n  {line}")

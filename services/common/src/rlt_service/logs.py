@@ -1,0 +1,85 @@
+"""Logs: one JSON object a line, with the request id and the caller, and no secret in it.
+
+Code logs with the standard library: `log = logging.getLogger(__name__)`, `log.info("loaded", extra={"seconds":
+3.1})`; the extras become members. Nothing is set up at import: a process calls `configure` once (`serve` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from asgi_correlation_id import correlation_id
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from rlt_service.keys import TOKEN_PATTERN
+
+__all__ = ["configure", "redact"]
+
+_SECRETS = re.compile(rf"{TOKEN_PATTERN}|(?<=[Bb]earer )[^\s'\",]+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+"""Tokens, bearer values, and user:password in addresses."""
+
+_QUIET = ("httpx", "httpcore", "asyncio")
+"""Libraries that tell every request at info."""
+
+
+def redact(value: Any) -> Any:
+    """The same with each secret replaced by `[redacted]`, inside dicts and lists too."""
+    if isinstance(value, str):
+        return _SECRETS.sub("[redacted]", value)
+    if isinstance(value, MutableMapping):
+        return {key: redact(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(child) for child in value]
+    return value
+
+
+def configure(level: str = "info", format: Literal["json", "console"] = "json", stream: TextIO | None = None) -> None:
+    """Send every logger of the process to `stream` (stderr). Calling it again replaces what was there."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_formatter(format))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    structlog.configure(
+        processors=[*_enrich(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,  # tests configure more than once
+    )
+
+
+def _formatter(format: Literal["json", "console"]) -> logging.Formatter:
+    render: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact_event]
+    if format == "json":
+        render += [structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
+    else:
+        render += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_enrich(), processors=render)
+
+
+def _enrich() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    request_id = correlation_id.get()
+    if request_id is not None:
+        event["request_id"] = request_id
+    return event
+
+
+def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {key: redact(value) for key, value in event.items()}

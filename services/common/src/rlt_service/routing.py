@@ -1,0 +1,111 @@
+"""Routes of the servers: the key is checked before the body is read, and JSON is read strictly.
+
+`Router` is FastAPI's `APIRouter` with these routes. NaN, Infinity, lone surrogates and nesting deeper than 200 are
+not JSON and are refused; `Router(route_class=LenientRoute)` lets NaN and Infinity through, for protocols whose
+clients send them. A route that takes larger bodies than the server's limit says so: `@router.post("/uploads",
+max_body_size=sys.maxsize)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, ClassVar
+
+import pydantic_core
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.routing import APIRoute
+
+from rlt_client.errors import APIError, InvalidRequest
+from rlt_client.schemas.common import FieldError
+from rlt_service.auth import authenticate
+from rlt_service.pointers import pointer
+
+__all__ = ["LenientRoute", "MalformedRequest", "RefusedBody", "Router", "StrictRoute"]
+
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+"""What a number has to contain to be read as infinite."""
+
+
+class MalformedRequest(InvalidRequest):
+    """The body is not JSON at all."""
+
+    status = 400
+    default_type = "malformed_json"
+    title = "The body is not JSON"
+
+
+class RefusedBody(HTTPException):
+    """Carries a refusal through FastAPI's reading of the body, which turns other exceptions into a bare 400."""
+
+    def __init__(self, error: APIError) -> None:
+        super().__init__(error.status)
+        self.error = error
+
+
+class _JSONRequest(Request):
+    allow_inf_nan = False
+
+    async def json(self) -> Any:
+        body = await self.body()
+        try:
+            return parse_json(body, allow_inf_nan=self.allow_inf_nan)
+        except APIError as error:
+            raise RefusedBody(error) from error
+
+
+class _LenientRequest(_JSONRequest):
+    allow_inf_nan = True
+
+
+class StrictRoute(APIRoute):
+    request_class: ClassVar[type[Request]] = _JSONRequest
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            await authenticate(request)
+            return await handler(self.request_class(request.scope, request.receive))
+
+        return handle
+
+
+class LenientRoute(StrictRoute):
+    request_class = _LenientRequest
+
+
+class Router(APIRouter):
+    """An `APIRouter` of strict routes."""
+
+    def __init__(self, *, route_class: type[StrictRoute] = StrictRoute, **options: Any) -> None:
+        super().__init__(route_class=route_class, **options)
+
+
+def parse_json(body: bytes, *, allow_inf_nan: bool = False) -> Any:
+    """Raises `MalformedRequest`, or `InvalidRequest` with a pointer to each number that is not finite."""
+    try:
+        value = pydantic_core.from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        raise MalformedRequest(str(error)) from error
+    if not allow_inf_nan and _may_be_infinite(body):
+        found = [FieldError(pointer=pointer(path), detail="not a finite number") for path in _not_finite(value, ())]
+        if found:
+            raise InvalidRequest("numbers must be finite", type="not_finite", errors=found[:50])
+    return value
+
+
+def _may_be_infinite(body: bytes) -> bool:
+    return b"NaN" in body or b"Infinity" in body or _MAY_OVERFLOW.search(body) is not None
+
+
+def _not_finite(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _not_finite(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _not_finite(child, (*path, index))

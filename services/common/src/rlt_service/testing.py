@@ -1,0 +1,51 @@
+"""For the tests of every server: an app on a real port.
+
+with running(lambda: create_app(…)) as url:
+    httpx.get(f"{url}/livez")
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from rlt_service.server import BACKLOG, Startup, listen
+
+__all__ = ["running"]
+
+_START_TIMEOUT_S = 120.0
+"""A tiny model loads in seconds; two busy cores make it tens of seconds."""
+
+
+@contextmanager
+def running(app_factory: Callable[[], ASGIApp]) -> Iterator[str]:
+    """Serve an app from a thread with an event loop of its own, and give its base URL. Raises what its start raised."""
+    startup = Startup(app_factory())
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(startup, lifespan="on", log_config=None, access_log=False, backlog=BACKLOG)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        try:
+            _wait(server, startup, thread)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _wait(server: uvicorn.Server, startup: Startup, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not server.started:
+        if startup.error is not None:
+            raise startup.error
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the app did not start")
+        time.sleep(0.01)
