@@ -36,6 +36,7 @@ class HTTP:
     base_url: where the service is, for example `http://127.0.0.1:8002`.
     key: sent as a bearer token.
     deadline: seconds for one call with all its retries.
+    patience: seconds within a call during which failures are retried; as long as the deadline if None.
     transport: replaces the network in tests.
     """
 
@@ -45,10 +46,12 @@ class HTTP:
         *,
         key: str | None = None,
         deadline: float = 600.0,
+        patience: float | None = None,
         max_connections: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.deadline = deadline
+        self.patience = patience
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers={"authorization": f"Bearer {key}"} if key else {},
@@ -96,7 +99,8 @@ class HTTP:
         request.extensions["timeout"] = {"connect": 10.0, "pool": seconds, "read": seconds, "write": seconds}
         try:
             async with asyncio.timeout(seconds):
-                response = await self._persist(request, time.monotonic() + seconds, retry)
+                patience = seconds if self.patience is None else min(self.patience, seconds)
+                response = await self._persist(request, time.monotonic() + patience, retry)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{method} {path}: no answer within {seconds:g} s") from error
         return _parse(response, reply)

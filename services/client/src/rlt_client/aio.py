@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import httpx
@@ -19,12 +19,13 @@ import httpx
 from rlt_client._batching import Batcher
 from rlt_client._http import HTTP
 from rlt_client.errors import DeadlineExceeded, InvalidRequest
-from rlt_client.schemas.common import FieldError
+from rlt_client.schemas.common import FieldError, FormatRef, ModelRef, Reply
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
 from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
 from rlt_client.schemas.reward import (
     Detail,
     Preset,
+    ResolvedSpec,
     RewardItem,
     RewardRequest,
     RewardResponse,
@@ -32,7 +33,7 @@ from rlt_client.schemas.reward import (
     SpecRequest,
 )
 
-__all__ = ["AsyncRewardClient", "AsyncTeacherClient", "ServiceClient"]
+__all__ = ["AsyncRewardClient", "AsyncTeacherClient", "ScoredItem", "ServiceClient"]
 
 CHARACTERS_PER_TOKEN = 3  # a careful guess: batches are cut by it, nothing is refused
 
@@ -44,6 +45,7 @@ class ServiceClient:
         base_url: where the service is, for example `http://127.0.0.1:8002`.
         key: sent as a bearer token.
         deadline: seconds for one call, with its retries of broken connections and of 429, 502, 503 and 504.
+        patience: seconds of it during which those are retried, for callers that would rather know; all if left out.
         max_connections: open connections at most.
         transport: replaces the network, for tests (`rlt_client.testing`).
     """
@@ -54,10 +56,18 @@ class ServiceClient:
         *,
         key: str | None = None,
         deadline: float = 600.0,
+        patience: float | None = None,
         max_connections: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = HTTP(base_url, key=key, deadline=deadline, max_connections=max_connections, transport=transport)
+        self._http = HTTP(
+            base_url,
+            key=key,
+            deadline=deadline,
+            patience=patience,
+            max_connections=max_connections,
+            transport=transport,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,6 +77,26 @@ class ServiceClient:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def ready(self, *, deadline: float = 10.0) -> None:
+        """Ask once whether the service can do its work now.
+
+        Raises:
+            Unavailable: it says that it cannot, and why.
+            DeadlineExceeded, TransportError, ProtocolError
+        """
+        await self._http.request("GET", "/readyz", reply=Reply, deadline=deadline, retry=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredItem:
+    """A score and what computed it."""
+
+    score: Score
+    student: ModelRef
+    teacher: ModelRef | None
+    format: FormatRef
+    spec: ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +126,7 @@ class AsyncRewardClient(ServiceClient):
         *,
         key: str | None = None,
         deadline: float = 600.0,
+        patience: float | None = None,
         max_connections: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
         window: float = 0.005,
@@ -103,8 +134,15 @@ class AsyncRewardClient(ServiceClient):
         max_tokens: int = 262_144,
         concurrency: int = 16,
     ) -> None:
-        super().__init__(base_url, key=key, deadline=deadline, max_connections=max_connections, transport=transport)
-        self._batcher = Batcher[_RewardLane, RewardItem, Score](
+        super().__init__(
+            base_url,
+            key=key,
+            deadline=deadline,
+            patience=patience,
+            max_connections=max_connections,
+            transport=transport,
+        )
+        self._batcher = Batcher[_RewardLane, RewardItem, ScoredItem](
             self._send, window=window, max_items=max_items, max_cost=max_tokens, concurrency=concurrency
         )
 
@@ -134,23 +172,40 @@ class AsyncRewardClient(ServiceClient):
             APIError: the request as a whole was refused (wrong key, unknown format, …).
             DeadlineExceeded, TransportError, ProtocolError
         """
+        options = {"format": format, "student": student, "teacher_revision": teacher_revision}
+        scored = await self.score_item(item, spec=spec, detail=detail, group=group, deadline=deadline, **options)
+        return scored.score
+
+    async def score_item(
+        self,
+        item: RewardItem,
+        *,
+        spec: Preset | SpecRequest = Preset.rlt,
+        format: str | None = None,
+        student: str | None = None,
+        teacher_revision: str | None = None,
+        detail: Detail = Detail.components,
+        group: Hashable = None,
+        deadline: float | None = None,
+    ) -> ScoredItem:
+        """As `score`, with what computed it: the revisions of the models, the format, the resolved reward."""
         _refuse_non_finite([item])
         resolved = spec if isinstance(spec, SpecRequest) else SpecRequest(preset=spec)
         lane = _RewardLane(resolved.model_dump_json(exclude_none=True), format, student, teacher_revision, detail)
         group = (item.question, item.answer) if group is None else group
         try:
             async with asyncio.timeout(deadline):
-                score = await self._batcher.submit(lane, group, item, _tokens(item))
+                scored = await self._batcher.submit(lane, group, item, _tokens(item))
         except TimeoutError as error:
             raise DeadlineExceeded(f"POST /reward: no score within {deadline:g} s") from error
-        return score.model_copy(update={"index": 0})
+        return replace(scored, score=scored.score.model_copy(update={"index": 0}))
 
     async def score_all(self, request: RewardRequest, *, deadline: float | None = None) -> RewardResponse:
         """One request as it is, with everything that the server says of it. Not batched, not cut."""
         _refuse_non_finite(request.items)
         return await self._http.request("POST", "/reward", body=request, reply=RewardResponse, deadline=deadline)
 
-    async def _send(self, lane: _RewardLane, items: list[RewardItem]) -> list[Score]:
+    async def _send(self, lane: _RewardLane, items: list[RewardItem]) -> list[ScoredItem]:
         request = RewardRequest(
             items=items,
             spec=SpecRequest.model_validate_json(lane.spec),
@@ -159,7 +214,9 @@ class AsyncRewardClient(ServiceClient):
             teacher_revision=lane.teacher_revision,
             detail=lane.detail,
         )
-        return (await self.score_all(request)).items
+        reply = await self.score_all(request)
+        source = (reply.student, reply.teacher, reply.format, reply.spec)
+        return [ScoredItem(score, *source) for score in reply.items]
 
 
 class AsyncTeacherClient(ServiceClient):
