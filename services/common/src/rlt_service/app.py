@@ -1,7 +1,7 @@
 """`create_app`: a FastAPI app with everything that the wire conventions ask of every server.
 
     app = create_app(
-        title="RLT reward server", version=version("rlt-reward-server"), settings=settings,
+        title="rlt-reward-server", version=version("rlt-reward-server"), settings=settings,
         routers=[endpoints.router(service)], lifespan=lifespan, ready=service.ready, metrics=metrics,
     )
 
@@ -28,9 +28,9 @@ from rlt_client.errors import RLTError
 from rlt_client.schemas.common import Problem
 from rlt_service import health, problems, telemetry
 from rlt_service.access import RequestLog
-from rlt_service.auth import PUBLIC_PATHS, Authenticator, undeclared_routes
+from rlt_service.auth import PUBLIC_PATHS, Authenticator, is_public, undeclared_routes
 from rlt_service.keys import KeyStore
-from rlt_service.metrics import LATENCY_BUCKETS_S, Metrics
+from rlt_service.metrics import Metrics, http_observer
 from rlt_service.problems import MEDIA_TYPE, ProblemBodies
 from rlt_service.routing import StrictRoute
 from rlt_service.settings import ServerSettings
@@ -66,7 +66,8 @@ def create_app(
 ) -> FastAPI:
     """Raises `UndeclaredRoute`, and `BadKeys` for keys that cannot be read.
 
-    `keystore` replaces the keys of the settings (chain them with `ChainedKeys` to keep both).
+    `title` is the name of the distribution, which `/version` gives. `keystore` replaces the keys of the settings (chain
+    them with `ChainedKeys` to keep both).
     """
     metrics = metrics or Metrics()
     app = _App(
@@ -83,7 +84,7 @@ def create_app(
     app.state.settings, app.state.metrics = settings, metrics
     app.state.auth = Authenticator.of(settings, keystore)
     problems.install(app)
-    app.include_router(health.router(title, version, ready, metrics))
+    app.include_router(health.router(title, version, ready, metrics), responses={"5XX": _PROBLEM})
     for router in routers:
         app.include_router(router, max_body_size=settings.max_body_bytes, responses={"4XX": _PROBLEM, "5XX": _PROBLEM})
     _check_routes(app)
@@ -98,11 +99,8 @@ def _middleware(metrics: Metrics) -> list[Middleware]:
         Middleware(ProblemBodies),
         Middleware(
             PrometheusInstrumentatorMiddleware,
-            registry=metrics.registry,
-            metric_namespace="rlt",
+            instrumentations=[http_observer(metrics)],
             should_group_status_codes=False,
-            latency_highr_buckets=LATENCY_BUCKETS_S,
-            latency_lowr_buckets=LATENCY_BUCKETS_S,
             excluded_handlers=[f"^{path}$" for path in PUBLIC_PATHS],
         ),
     ]
@@ -130,7 +128,7 @@ def _check_routes(app: FastAPI) -> None:
 
 
 def _is_strict(route: RouteContext) -> bool:
-    return route.path in PUBLIC_PATHS or isinstance(route.original_route, StrictRoute)
+    return is_public(route) or isinstance(route.original_route, StrictRoute)
 
 
 def _valid_request_id(value: str) -> bool:

@@ -38,10 +38,16 @@ def redact(value: Any) -> Any:
     return value
 
 
-def configure(level: str = "info", format: Literal["json", "console"] = "json", stream: TextIO | None = None) -> None:
-    """Send every logger of the process to `stream` (stderr). Calling it again replaces what was there."""
+def configure(
+    level: str = "info",
+    format: Literal["json", "console"] = "json",
+    *,
+    service: str | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Send every logger of the process to `stream` (stderr), each line with `service`. A second call replaces it all."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_formatter(format))
+    handler.setFormatter(_formatter(format, service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
@@ -53,8 +59,13 @@ def configure(level: str = "info", format: Literal["json", "console"] = "json", 
     )
 
 
-def _formatter(format: Literal["json", "console"]) -> logging.Formatter:
-    render: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact_event]
+def _formatter(format: Literal["json", "console"], service: str | None) -> logging.Formatter:
+    def finish(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event.pop("color_message", None)  # uvicorn's second copy of its message
+        named = event if service is None else {"service": service, **event}
+        return {key: redact(value) for key, value in named.items()}
+
+    render: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, finish]
     if format == "json":
         render += [structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
     else:
@@ -79,7 +90,3 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     if request_id is not None:
         event["request_id"] = request_id
     return event
-
-
-def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {key: redact(value) for key, value in event.items()}

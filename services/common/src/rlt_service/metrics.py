@@ -10,17 +10,21 @@ process's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_fastapi_instrumentator.metrics import Info
 
-__all__ = ["LATENCY_BUCKETS_S", "Metrics"]
+__all__ = ["LATENCY_BUCKETS_S", "Metrics", "http_observer"]
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0)
 """From a health check to the longest explanation."""
+
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""A caller may invent methods, and each would be a new series."""
 
 
 class Metrics:
@@ -47,3 +51,16 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+def http_observer(metrics: Metrics) -> Callable[[Info], None]:
+    """Counts and times requests by route template; what matches no route is `none`."""
+    requests = metrics.counter("http_requests", "HTTP requests by outcome", ["method", "route", "status"])
+    seconds = metrics.histogram("http_request_duration_seconds", "time to the end of the reply", ["method", "route"])
+
+    def observe(info: Info) -> None:
+        method = info.method if info.method in _METHODS else "other"
+        requests.labels(method, info.modified_handler, info.modified_status).inc()
+        seconds.labels(method, info.modified_handler).observe(info.modified_duration)
+
+    return observe

@@ -10,9 +10,11 @@ from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rlt_client.errors import APIError, InvalidRequest, Unauthorized
+from rlt_client.errors import APIError, InvalidRequest, PayloadTooLarge, Unauthorized
 from rlt_client.schemas.common import Problem
 from rlt_service.pointers import field_errors
 from rlt_service.routing import RefusedBody
@@ -21,8 +23,7 @@ __all__ = ["MEDIA_TYPE", "ProblemBodies", "error_response", "install", "problem_
 
 MEDIA_TYPE = "application/problem+json"
 
-_DETAILS = {404: "there is no such path", 405: "this path does not take this method", 413: "the body is over the limit"}
-_TYPES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large", 500: "internal_error"}
+_DETAILS = {404: "there is no such path", 405: "this path does not take this method"}
 
 
 def problem_response(problem: Problem, status: int, headers: Mapping[str, str] | None = None) -> Response:
@@ -57,10 +58,11 @@ async def _refused_body(_request: Request, error: Exception) -> Response:
     return error_response(error.error)
 
 
-async def _http_exception(_request: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    own_words = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
-    return problem_response(_of_status(error.status_code, own_words), error.status_code, error.headers)
+    if isinstance(error.__cause__, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it; logs and metrics do
+    return _of_status(error.status_code, error.detail, request.scope, error.headers)
 
 
 async def _validation_error(_request: Request, error: Exception) -> Response:
@@ -70,10 +72,19 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
     return error_response(InvalidRequest(errors=field_errors(error.errors(), error.body)))
 
 
-def _of_status(status: int, detail: str | None = None) -> Problem:
+def _of_status(status: int, detail: str, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """An error of the framework, which knows only a status and sometimes a few words."""
+    if status == 413:
+        return error_response(PayloadTooLarge(_over_limit(scope)))
     phrase = HTTPStatus(status).phrase
-    kind = _TYPES.get(status, phrase.lower().replace(" ", "_").replace("-", "_"))
-    return Problem(type=kind, title=phrase, status=status, detail=detail or _DETAILS.get(status))
+    own_words = detail if detail and detail != phrase else _DETAILS.get(status)
+    kind = phrase.lower().replace(" ", "_").replace("-", "_")
+    return problem_response(Problem(type=kind, title=phrase, status=status, detail=own_words), status, headers)
+
+
+def _over_limit(scope: Scope) -> str:
+    limit = scope.get(MAX_BODY_SIZE_SCOPE_KEY)
+    return "the body is over the limit" + (f" of {limit} bytes" if limit else "")
 
 
 class ProblemBodies:
@@ -92,8 +103,7 @@ class ProblemBodies:
             nonlocal replaced
             if message["type"] == "http.response.start" and _is_plain_error(message):
                 replaced = True
-                status = message["status"]
-                await problem_response(_of_status(status), status)(scope, receive, send)
+                await _of_status(message["status"], "", scope)(scope, receive, send)
             elif not replaced:
                 await send(message)
 

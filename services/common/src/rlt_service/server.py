@@ -44,12 +44,13 @@ class CannotListen(RLTError):
 
 def serve(app_factory: Callable[[], FastAPI], settings: ServerSettings, *, prog: str | None = None) -> NoReturn:
     """Run until a signal, then exit. `app_factory` must be cheap: what takes long belongs into the app's lifespan."""
-    logs.configure(settings.log_level, settings.log_format)
+    name = prog or Path(sys.argv[0]).name
+    logs.configure(settings.log_level, settings.log_format, service=name)
     try:
         with _exit_on_sigterm():
             sys.exit(_run(app_factory, settings))
     except RLTError as error:
-        sys.stderr.write(f"{prog or Path(sys.argv[0]).name}: error: {error}\n")
+        sys.stderr.write(f"{name}: error: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:  # while the app was built
         sys.exit(130)
