@@ -119,8 +119,9 @@ def test_the_client_wheel_scores_against_a_fake_platform(installed_client):
     assert run_outside(installed_client, code).strip() == "-2.5"
 
 
-def test_the_public_surface_is_what_is_documented():
+def test_every_public_name_is_found_when_it_is_first_used():
     import rlt_client
 
-    exported = {name for name in vars(rlt_client) if name[0].isupper()}
-    assert exported == set(rlt_client.__all__)
+    assert [name for name in rlt_client.__all__ if not hasattr(rlt_client, name)] == []
+    assert set(rlt_client.__all__) <= set(dir(rlt_client))
+    assert not hasattr(rlt_client, "Batcher")

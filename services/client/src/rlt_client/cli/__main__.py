@@ -1,0 +1,3 @@
+from rlt_client.cli import main
+
+main()

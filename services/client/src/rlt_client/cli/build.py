@@ -1,0 +1,236 @@
+"""`rlt build …`: data sets from problems."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from rlt_client.cli.connection import DEFAULT_STATE, JobsURL, Key, Service, StateDir, find_service, reach
+from rlt_client.cli.errors import FAILED
+
+if TYPE_CHECKING:
+    from rlt_client.jobs import AsyncJobsClient
+    from rlt_client.schemas.builds import Build, BuildRequest
+
+__all__ = ["register"]
+
+T = TypeVar("T")
+AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
+BuildID = Annotated[int, typer.Argument(metavar="BUILD", help="number of the build")]
+
+
+class As(StrEnum):
+    jsonl = "jsonl"
+    parquet = "parquet"
+    hf = "hf"
+
+
+class Shape(StrEnum):
+    messages = "messages"
+    raw = "raw"
+
+
+class Select(StrEnum):
+    best = "best"
+    top_k = "top_k"
+    all = "all"
+
+
+def register(app: typer.Typer) -> None:
+    build = typer.Typer(no_args_is_help=True, help="Data sets of scored explanations: create, follow, export.")
+    app.add_typer(build, name="build")
+    for command in (create, list_builds, show, watch, pause, resume, cancel, export):
+        build.command(command.__name__.removesuffix("_builds"))(command)
+
+
+def create(
+    file: Annotated[str, typer.Argument(help="JSON lines with question and answer each; - reads standard input")],
+    dataset: Annotated[str, typer.Option(help="name of the data set; made if it is new")],
+    n: Annotated[int, typer.Option("-n", min=1, help="explanations of each problem")] = 4,
+    kind: Annotated[str | None, typer.Option(help="generate, or score (the lines carry an explanation)")] = None,
+    preset: Annotated[str | None, typer.Option(help="the reward: rlt, ss_only, kl_only")] = None,
+    select: Annotated[Select, typer.Option(help="which samples become rows")] = Select.best,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="rows of each problem, with --select top_k")] = None,
+    min_reward: Annotated[float | None, typer.Option(help="leave out what lies below")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of one explanation at most")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0.7 if left out")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    format: Annotated[str | None, typer.Option(help="prompt format; the servers' default if left out")] = None,
+    policy: Annotated[str | None, typer.Option(help="served policy; the active one if left out")] = None,
+    student: Annotated[str | None, typer.Option(help="served student; the server's default if left out")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="the same key gives the same build again")] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="stay until it ends")] = False,
+    as_json: AsJSON = False,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
+) -> None:
+    """Queue a build over the problems of FILE."""
+    from rlt_client.cli.requests import make
+    from rlt_client.schemas.builds import BuildRequest, Sampling, Selection
+
+    sampling = make(Sampling, max_tokens=max_tokens, temperature=temperature)
+    selection = make(Selection, mode=select, k=k, min_reward=min_reward)
+
+    def request(upload: str) -> BuildRequest:
+        return make(
+            BuildRequest,
+            dataset=dataset,
+            kind=kind,
+            source={"upload": upload},
+            n=n,
+            sampling=sampling,
+            seed=seed,
+            format=format,
+            policy=policy,
+            student=student,
+            spec=preset,
+            selection=selection,
+            priority=priority,
+        )
+
+    request("00000000-0000-0000-0000-000000000000")  # wrong usage is told before anything is sent
+    source = sys.stdin.buffer if file == "-" else Path(file)
+
+    async def submit(jobs: AsyncJobsClient) -> Build:
+        upload = await jobs.upload(source)
+        return await jobs.create_build(request(str(upload.id)), idempotency_key=idempotency_key)
+
+    service = find_service("jobs", jobs_url, key, state)
+    build = _call(service, submit)
+    if follow:
+        _follow(service, build.id, as_json=as_json)
+    else:
+        _show(build, as_json=as_json)
+
+
+def list_builds(
+    limit: Annotated[int, typer.Option(min=1, help="at most this many, newest first")] = 20,
+    as_json: AsJSON = False,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
+) -> None:
+    """Your builds, newest first."""
+    from rlt_client.cli.builds import table
+    from rlt_client.cli.output import console
+
+    async def fetch(jobs: AsyncJobsClient) -> list[Build]:
+        found: list[Build] = []
+        async for build in jobs.builds(page=min(limit, 100)):
+            found.append(build)
+            if len(found) == limit:
+                break
+        return found
+
+    builds = _call(find_service("jobs", jobs_url, key, state), fetch)
+    if as_json:
+        for build in builds:
+            typer.echo(build.model_dump_json(by_alias=True))
+    else:
+        console().print(table(builds) if builds else "no builds yet")
+
+
+def show(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """One build, with its counts."""
+    _act("build", build, as_json, find_service("jobs", jobs_url, key, state))
+
+
+def pause(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Let a build rest; what is done stays."""
+    _act("pause", build, as_json, find_service("jobs", jobs_url, key, state))
+
+
+def resume(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Go on with a paused or failed build."""
+    _act("resume", build, as_json, find_service("jobs", jobs_url, key, state))
+
+
+def cancel(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """End a build; what is done stays."""
+    _act("cancel", build, as_json, find_service("jobs", jobs_url, key, state))
+
+
+def watch(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Follow a build until it ends. Exits 1 if it failed or was cancelled."""
+    _follow(find_service("jobs", jobs_url, key, state), build, as_json=as_json)
+
+
+def export(
+    build: Annotated[int | None, typer.Argument(help="number of the build whose version is wanted")] = None,
+    version: Annotated[int | None, typer.Option(help="or the number of a version")] = None,
+    to: Annotated[Path | None, typer.Option("--to", "-o", help="file, or with hf: folder")] = None,
+    kind: Annotated[As, typer.Option("--as", help="hf is a folder for datasets.load_dataset")] = As.jsonl,
+    shape: Annotated[Shape, typer.Option(help="chat messages that train a student, or every column")] = Shape.messages,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
+) -> None:
+    """Write a version of a data set to disk."""
+    if (build is None) == (version is None):
+        raise typer.BadParameter("give a build or --version")
+    from rlt_client.cli.builds import export_version
+
+    async def fetch(jobs: AsyncJobsClient) -> tuple[Path, int]:
+        return await export_version(jobs, build, version, to, kind.value, shape.value)
+
+    path, size = _call(find_service("jobs", jobs_url, key, state), fetch)
+    typer.echo(f"{path}{'/' if path.is_dir() else ''}  {size:,} bytes")
+
+
+def _act(method: str, build: int, as_json: bool, service: Service) -> None:
+    def do(jobs: AsyncJobsClient) -> Awaitable[Build]:
+        answer: Awaitable[Build] = getattr(jobs, method)(build)
+        return answer
+
+    _show(_call(service, do), as_json=as_json)
+
+
+def _show(build: Build, *, as_json: bool) -> None:
+    from rlt_client.cli.builds import card
+    from rlt_client.cli.output import console
+
+    if as_json:
+        typer.echo(build.model_dump_json(indent=2, by_alias=True))
+    else:
+        console().print(card(build))
+
+
+def _follow(service: Service, build: int, *, as_json: bool) -> None:
+    from rlt_client.cli.progress import follow
+
+    async def go(jobs: AsyncJobsClient) -> Build:
+        return await follow(jobs, build, quiet=as_json)
+
+    ended = _call(service, go)
+    _show(ended, as_json=as_json)
+    if ended.state != "done":
+        raise typer.Exit(FAILED)
+
+
+def _call(service: Service, work: Callable[[AsyncJobsClient], Awaitable[T]]) -> T:
+    from rlt_client.jobs import AsyncJobsClient
+
+    async def run() -> T:
+        await reach(service)
+        async with AsyncJobsClient(service.url, key=service.key) as jobs:
+            return await work(jobs)
+
+    return asyncio.run(run())

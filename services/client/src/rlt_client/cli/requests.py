@@ -1,0 +1,26 @@
+"""Requests made of command-line values; a value that the schema refuses is a usage error (exit code 2)."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["make"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def make(schema: type[M], **values: Any) -> M:
+    """Values that are None are left out, so that the schema's defaults hold."""
+    try:
+        return schema.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise typer.BadParameter("; ".join(_line(each) for each in error.errors(include_url=False))) from None
+
+
+def _line(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if not str(part)[:1].isupper())
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
