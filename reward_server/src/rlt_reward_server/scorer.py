@@ -35,13 +35,14 @@ class UnsupportedModel(RLTError):
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """One padded batch. B: passes, T: longest, P: scored positions of all of them."""
+    """One padded batch. Names end in the shape: b passes, t longest, p scored positions of all, c a chunk of p,
+    d hidden, v vocabulary."""
 
-    ids_B_T: Tensor
-    row_P: Tensor
-    position_P: Tensor
-    target_P: Tensor
-    temperature_P: Tensor
+    ids_bt: Tensor
+    row_p: Tensor
+    position_p: Tensor
+    target_p: Tensor
+    temperature_p: Tensor
     counts: list[int]
 
 
@@ -120,17 +121,17 @@ class CausalScorer:
 
     def _forward(self, rows: _Rows) -> Tensor:
         """Log-probs, float32, shape [P]."""
-        hidden_B_T_D = self._decoder(input_ids=rows.ids_B_T, use_cache=False).last_hidden_state
-        hidden_P_D = hidden_B_T_D[rows.row_P, rows.position_P]
-        del hidden_B_T_D
+        hidden_btd = self._decoder(input_ids=rows.ids_bt, use_cache=False).last_hidden_state
+        hidden_pd = hidden_btd[rows.row_p, rows.position_p]
+        del hidden_btd
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
-        chunks = zip(*(x.split(size) for x in (hidden_P_D, rows.target_P, rows.temperature_P)), strict=True)
+        chunks = zip(*(x.split(size) for x in (hidden_pd, rows.target_p, rows.temperature_p)), strict=True)
         return torch.cat([self._project(*chunk) for chunk in chunks])
 
-    def _project(self, hidden_C_D: Tensor, target_C: Tensor, temperature_C: Tensor) -> Tensor:
-        logits_C_V = self._head(hidden_C_D).float().div_(temperature_C[:, None])
-        chosen_C = logits_C_V.gather(1, target_C[:, None])[:, 0]
-        return chosen_C - logits_C_V.logsumexp(dim=1)
+    def _project(self, hidden_cd: Tensor, target_c: Tensor, temperature_c: Tensor) -> Tensor:
+        logits_cv: Tensor = self._head(hidden_cd).float().div_(temperature_c[:, None])
+        chosen_c = logits_cv.gather(1, target_c[:, None])[:, 0]
+        return chosen_c - logits_cv.logsumexp(dim=1)
 
     def _check_projection(self) -> None:
         """Compare with the model's own logits on a probe."""

@@ -10,7 +10,9 @@ __all__ = ["RLT"]
 
 class RLT(RewardPreset):
     preset = Preset.rlt
-    description = "How well the student understands the solution after the explanation, minus how unnatural it finds it."
+    description = (
+        "How well the student understands the solution after the explanation, minus how unnatural it finds it."
+    )
     uses_ss = True
     uses_kl = True
 

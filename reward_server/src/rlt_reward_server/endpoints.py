@@ -1,0 +1,86 @@
+"""The routes: JSON in, the service, JSON out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from rlt_client.schemas.common import Scope
+from rlt_client.schemas.reward import RewardRequest, RewardResponse, SpecRequest
+from rlt_reward_server.callers import while_connected
+from rlt_reward_server.catalog import Entry
+from rlt_reward_server.models import LoadedModel
+from rlt_reward_server.reward import ESTIMATORS, PRESETS, RewardPreset
+from rlt_reward_server.schemas import FormatInfo, FormatList, ModelInfo, ModelList, PresetInfo, PresetList
+from rlt_reward_server.service import RewardService
+from rlt_service.auth import requires
+from rlt_service.routing import Router
+
+__all__ = ["router"]
+
+router = Router(tags=["reward"], dependencies=[requires(Scope.reward)])
+
+
+def _service(request: Request) -> RewardService:
+    service: RewardService = request.app.state.service
+    return service
+
+
+Service = Annotated[RewardService, Depends(_service)]
+
+
+@router.post("/reward", response_model=RewardResponse)
+async def reward(body: RewardRequest, request: Request, service: Service) -> RewardResponse | Response:
+    """Score explanations. One item that cannot be scored carries its own `error`; the reply is 200 all the same."""
+    return await while_connected(request, service.score(body))
+
+
+@router.get("/models")
+async def models(service: Service) -> ModelList:
+    """The student and the hosted teacher, with their revisions."""
+    loaded = service.models
+    return ModelList(student=_model(loaded.student), teacher=_model(loaded.teacher) if loaded.teacher else None)
+
+
+@router.get("/formats")
+async def formats(service: Service) -> FormatList:
+    """The prompt formats, and which of them the models can take."""
+    catalog = service.catalog
+    return FormatList(default=catalog.default, formats=[_format(entry) for entry in catalog.entries])
+
+
+@router.get("/presets")
+async def presets(service: Service) -> PresetList:
+    """The rewards and their coefficients."""
+    return PresetList(
+        default=service.default_preset, presets=[_preset(reward) for reward in PRESETS.values()], kl=list(ESTIMATORS)
+    )
+
+
+def _model(model: LoadedModel) -> ModelInfo:
+    scorer = model.scorer
+    return ModelInfo(
+        name=model.ref.name,
+        revision=model.ref.revision,
+        max_tokens=scorer.max_length,
+        vocab_size=model.codec.vocab_size,
+        dtype=scorer.dtype,
+        device=str(scorer.device),
+    )
+
+
+def _format(entry: Entry) -> FormatInfo:
+    ref = entry.format.ref
+    return FormatInfo(
+        name=ref.name, version=ref.version, hash=ref.hash, available=entry.refusal is None, reason=entry.refusal
+    )
+
+
+def _preset(reward: RewardPreset) -> PresetInfo:
+    return PresetInfo(
+        name=reward.preset,
+        description=reward.description,
+        needs_teacher=reward.uses_kl,
+        spec=reward.resolve(SpecRequest(preset=reward.preset)),
+    )
