@@ -1,0 +1,87 @@
+"""`rlt-trainer tiny …`: the arguments are parsed before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the sub-commands base, warmup and problems; each sets `run`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    base = _command(commands, "base", "pre-train a base from scratch (about a minute on one core)")
+    base.add_argument("--out", type=Path, required=True, help="folder to make; must be absent or empty")
+    base.set_defaults(run=run_base)
+
+    warmup = _command(commands, "warmup", "fine-tune a base on both formats of the mixed corpus (about a minute)")
+    warmup.add_argument("--base", type=Path, help="the base's folder (default: the one in this package)")
+    warmup.add_argument("--out", type=Path, help="folder to make (default: the cache, made once)")
+    warmup.set_defaults(run=run_warmup)
+
+    problems = _command(commands, "problems", "write different problems as JSON lines with question and answer")
+    problems.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    problems.add_argument("--count", type=int, default=200, help="how many (default: 200, the demo's build)")
+    problems.add_argument("--training", action="store_true", help="draw from the training part, not the held-out one")
+    problems.set_defaults(run=run_problems)
+
+
+def run_base(arguments: argparse.Namespace) -> int:
+    from rlt_trainer.tiny.make import GateFailed, make_base
+
+    try:
+        made = make_base(arguments.out, arguments.seed)
+    except (FileExistsError, GateFailed) as error:
+        return _refuse(error)
+    print(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")  # noqa: T201 - the result
+    print(f"gate passed: {made.gate}")  # noqa: T201
+    print(made.folder)  # noqa: T201
+    return 0
+
+
+def run_warmup(arguments: argparse.Namespace) -> int:
+    from rlt_trainer.tiny.make import ensure_base, ensure_warmup, make_warmup
+
+    if arguments.out is None and arguments.base is None:
+        print(ensure_warmup(seed=arguments.seed))  # noqa: T201
+        return 0
+    if arguments.out is None:
+        return _refuse(ValueError("--base needs --out: only the warm-up of the package's own base is cached"))
+    try:
+        made = make_warmup(arguments.base or ensure_base(), arguments.out, arguments.seed)
+    except OSError as error:
+        return _refuse(error)
+    print(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")  # noqa: T201
+    print(made.folder)  # noqa: T201
+    return 0
+
+
+def run_problems(arguments: argparse.Namespace) -> int:
+    from rlt_trainer.tiny.task import problems
+
+    try:
+        drawn = problems(arguments.count, arguments.seed, held_out=not arguments.training)
+        lines = "".join(f"{json.dumps({'question': p.question, 'answer': p.answer})}\n" for p in drawn)
+        if arguments.out is None:
+            sys.stdout.write(lines)
+        else:
+            arguments.out.write_text(lines, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        return _refuse(error)
+    return 0
+
+
+def _command(commands: _Commands, name: str, help_: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help_, description=help_)
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    return command
+
+
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"{error}\n")
+    return 1

@@ -1,0 +1,50 @@
+"""The model: a small Qwen2 that transformers and vLLM both load from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from rlt_trainer.tiny.recipe import ModelShape
+from rlt_trainer.tiny.tokenizer import EOS, PAD, VOCABULARY, make_tokenizer, vocabulary
+
+
+def new_model(shape: ModelShape, seed: int) -> Qwen2ForCausalLM:
+    """Fresh float32 weights; the global random state is left as it was."""
+    config = Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_position_embeddings,
+        initializer_range=shape.initializer_range,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=vocabulary()[EOS],
+        pad_token_id=vocabulary()[PAD],
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]  # annotated only in part
+
+
+def load_model(folder: Path) -> Qwen2ForCausalLM:
+    """The model of a folder, float32, in evaluation mode, from the disk only."""
+    model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.eval()  # type: ignore[no-untyped-call]  # as above
+    return model
+
+
+def save_model(model: Qwen2ForCausalLM, folder: Path) -> None:
+    """Weights, config, generation config (greedy, no hidden sampling defaults) and tokenizer."""
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # as above
+        eos_token_id=vocabulary()[EOS], pad_token_id=vocabulary()[PAD]
+    )
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
