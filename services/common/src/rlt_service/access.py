@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -10,11 +11,13 @@ from prometheus_fastapi_instrumentator.routing import get_route_name
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rlt_client.errors import InternalError
+from rlt_client.errors import InternalError, Unavailable
 from rlt_service.auth import PUBLIC_PATHS, Principal
 from rlt_service.problems import error_response
 
 __all__ = ["RequestLog"]
+
+_STOPPING = Unavailable("the server is stopping", type="stopping", retry_after=1)
 
 log = logging.getLogger("rlt.access")
 
@@ -46,6 +49,10 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, watch)
+        except asyncio.CancelledError:  # the server stops, and its grace is over
+            if status:
+                raise
+            await error_response(_STOPPING)(scope, receive, watch)
         except Exception:
             if status:
                 raise

@@ -1,7 +1,6 @@
 """`rlt keys …`, added to the command `rlt` by the entry-point group `rlt.commands`."""
 
-from __future__ import annotations
-
+import re
 from typing import TYPE_CHECKING, Annotated
 
 from rlt_client.schemas.common import Scope
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: "typer.Typer") -> None:
     import typer
 
     keys = typer.Typer(no_args_is_help=True, help="Keys of the servers.")
@@ -25,9 +24,10 @@ def register(app: typer.Typer) -> None:
         in_path: Annotated[bool, typer.Option("--in-path", help="it may also stand in a URL")] = False,
     ) -> None:
         """Make a key. The token is shown once; the server gets the line, which does not reveal it."""
-        from rlt_service.keys import Key, create_token, hash_token, parse_keys
+        from rlt_service.keys import OWNER_PATTERN, Key, create_token, hash_token
 
+        if re.fullmatch(OWNER_PATTERN, owner) is None:
+            raise typer.BadParameter("up to 64 letters, digits and _ . @ + -", param_hint="--owner")
         token = create_token()
         line = Key(hash_token(token), owner, frozenset(scope), in_path).line()
-        parse_keys(line, "owner")
         typer.echo(f"token, for the caller (RLT_API_KEY):\n  {token}\nline, for the server's keys file:\n  {line}")

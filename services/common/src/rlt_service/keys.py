@@ -23,6 +23,7 @@ from rlt_client.errors import RLTError
 from rlt_client.schemas.common import Scope
 
 __all__ = [
+    "OWNER_PATTERN",
     "TOKEN_PATTERN",
     "BadKeys",
     "ChainedKeys",
@@ -37,7 +38,11 @@ __all__ = [
 TOKEN_PATTERN = r"rlt_[a-z2-7]{52}"  # noqa: S105 the shape of tokens, not one
 """256 random bits in base32: nothing else in a log looks like it."""
 
-_LINE = re.compile(r"(?P<owner>[\w.@+-]{1,64})\s+(?P<scopes>[\w,]+)\s+sha256:(?P<hash>[0-9a-f]{64})(?P<path>\s+path)?")
+OWNER_PATTERN = r"[\w.@+-]{1,64}"
+
+_LINE = re.compile(
+    rf"(?P<owner>{OWNER_PATTERN})\s+(?P<scopes>[\w,]+)\s+sha256:(?P<hash>[0-9a-f]{{64}})(?P<path>\s+path)?"
+)
 
 
 class BadKeys(RLTError):

@@ -45,7 +45,7 @@ def configure(
     service: str | None = None,
     stream: TextIO | None = None,
 ) -> None:
-    """Send every logger of the process to `stream` (stderr), each line with `service`. A second call replaces it all."""
+    """Send every logger of the process to `stream` (stderr), each line with `service`. A second call replaces this."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_formatter(format, service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

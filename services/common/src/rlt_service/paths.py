@@ -28,13 +28,19 @@ class AllowedRoots:
         inside = [candidate for candidate in candidates if self._contains(candidate)]
         if not inside:
             raise _refusal("this path is outside the folders that this server may read")
-        return next((candidate for candidate in inside if candidate.exists()), inside[0])
+        return next(filter(self._exists, inside), inside[0])
 
     def _real(self, path: Path) -> Path:
         try:
             return path.resolve()
-        except (OSError, RuntimeError) as error:  # a loop of symlinks, a name too long
+        except (OSError, RuntimeError) as error:  # a loop of symlinks
             raise _refusal("this path cannot be resolved") from error
+
+    def _exists(self, path: Path) -> bool:
+        try:
+            return path.exists()
+        except OSError as error:  # a name too long, a folder that is closed to us
+            raise _refusal("this path cannot be read") from error
 
     def _contains(self, path: Path) -> bool:
         return any(path.is_relative_to(root) for root in self._roots)

@@ -6,10 +6,11 @@ with running(lambda: create_app(…)) as url:
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -30,7 +31,7 @@ def running(app_factory: Callable[[], ASGIApp]) -> Iterator[str]:
         server = uvicorn.Server(
             uvicorn.Config(startup, lifespan="on", log_config=None, access_log=False, backlog=BACKLOG)
         )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread = threading.Thread(target=_run, args=(server, listener), daemon=True)
         thread.start()
         port = listener.getsockname()[1]
         try:
@@ -39,6 +40,11 @@ def running(app_factory: Callable[[], ASGIApp]) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    with suppress(SystemExit):  # how uvicorn ends a failed start; `Startup` has its reason
+        server.run(sockets=[listener])
 
 
 def _wait(server: uvicorn.Server, startup: Startup, thread: threading.Thread) -> None:
