@@ -118,6 +118,19 @@ def storable(text: str) -> str:
     return text
 
 
+def storable_json(value: Any) -> None:
+    """Raise `ValueError` for a text in `value` that cannot be stored, wherever it stands."""
+    if isinstance(value, str):
+        storable(value)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            storable(key)
+            storable_json(child)
+    elif isinstance(value, list):
+        for child in value:
+            storable_json(child)
+
+
 class BuildProblem(Request):
     """One question with its ground-truth answer."""
 
@@ -131,6 +144,12 @@ class BuildProblem(Request):
     @classmethod
     def _storable(cls, text: str | None) -> str | None:
         return None if text is None else storable(text)
+
+    @field_validator("meta")
+    @classmethod
+    def _storable_meta(cls, meta: dict[str, Any] | None) -> dict[str, Any] | None:
+        storable_json(meta)
+        return meta
 
     @field_validator("question", "answer")
     @classmethod

@@ -124,6 +124,7 @@ class Shard(Base):
     rang_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """When a message for it was last queued."""
     total: Mapped[int]
+    """Samples in the range; those of a build are problems × n, whatever is asked again."""
     complete: Mapped[int] = mapped_column(server_default="0")
     truncated: Mapped[int] = mapped_column(server_default="0")
     malformed: Mapped[int] = mapped_column(server_default="0")

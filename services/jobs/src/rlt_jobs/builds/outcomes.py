@@ -1,0 +1,73 @@
+"""What a worker makes: one frozen record a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+
+from rlt_client.schemas.common import GenStatus, ScoreStatus
+
+__all__ = ["RETRIED", "Outcome", "Scored", "Texts", "compress", "decompress"]
+
+RETRIED = (GenStatus.engine_error, GenStatus.cancelled)
+"""Outcomes that a later lease asks for again: nothing of them is worth keeping."""
+
+LEVEL = 3  # zstd's own default: the files are compressed again as columns
+
+
+class Texts(BaseModel):
+    """What was written. Ids and log-probs (shape [T], nats) are kept where the build asks for it."""
+
+    explanation: str | None = None
+    completion: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One score, without the scorer, which a whole build shares. Nats."""
+
+    status: ScoreStatus
+    reason: str | None = None
+    reward: float | None = None
+    ss_mean: float | None = None
+    ss_min: float | None = None
+    ss_sum: float | None = None
+    kl_mean: float | None = None
+    kl_max: float | None = None
+    format: float | None = None
+    n_answer: int | None = None
+    n_think: int | None = None
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One sample as it ended. `score` is None where nothing was sent to the scorer."""
+
+    problem: int
+    sample_idx: int
+    try_: int
+    gen_status: GenStatus
+    request_key: bytes
+    gen_reason: str | None = None
+    finish_reason: str | None = None
+    policy_revision: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    texts: Texts | None = None
+    score: Scored | None = None
+
+
+def compress(texts: Texts) -> bytes:
+    import zstandard
+
+    return zstandard.compress(texts.model_dump_json(exclude_none=True).encode(), LEVEL)
+
+
+def decompress(blob: bytes) -> Texts:
+    import zstandard
+
+    return Texts.model_validate_json(zstandard.decompress(blob))

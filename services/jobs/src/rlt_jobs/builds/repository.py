@@ -1,0 +1,237 @@
+"""SQL of builds: submitting, what is missing, totals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, and_, func, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import Conflict, NotFound
+from rlt_client.schemas.builds import BuildProblem, BuildState, ShardState
+from rlt_client.schemas.common import GenStatus
+from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Scorer, Shard
+from rlt_jobs.builds.outcomes import RETRIED
+from rlt_jobs.builds.spec import Spec
+from rlt_jobs.database import copy_rows
+from rlt_jobs.leases import Claimed, ring_shards
+
+__all__ = [
+    "ScorerChanged",
+    "ScorerKey",
+    "Totals",
+    "add_events",
+    "add_problems",
+    "dataset_id",
+    "find_build",
+    "insert_build",
+    "lock_build",
+    "missing",
+    "pin_scorer",
+    "problems",
+    "start",
+    "totals",
+    "work_of",
+]
+
+_PROBLEM = ("build_id", "idx", "question_hash", "question", "answer", "system", "explanation", "meta")
+
+
+class ScorerChanged(Conflict):
+    """The reward server now computes something else than this build's other scores."""
+
+    default_type = "scorer_changed"
+    title = "The scorer is not the one that this build began with"
+
+
+async def dataset_id(session: AsyncSession, owner: str, name: str) -> int:
+    """The owner's data set of that name, made if it is new."""
+    made = postgresql.insert(Dataset).values(owner=owner, name=name).on_conflict_do_nothing()
+    await session.execute(made)
+    found = await session.scalar(select(Dataset.id).where(Dataset.owner == owner, Dataset.name == name))
+    assert found is not None
+    return found
+
+
+async def insert_build(session: AsyncSession, **values: Any) -> Build | None:
+    """A new build in state `importing`, or None where the owner's idempotency key was used before."""
+    made = (
+        postgresql.insert(Build)
+        .values(state=BuildState.importing, **values)
+        .on_conflict_do_nothing(index_elements=["owner", "idempotency_key"])
+        .returning(Build)
+    )
+    return await session.scalar(made)
+
+
+async def find_build(session: AsyncSession, build_id: int, owner: str) -> Build:
+    """Raises `NotFound`, also for another owner's build."""
+    build = await session.scalar(select(Build).where(Build.id == build_id, Build.owner == owner))
+    if build is None:
+        raise NotFound(f"there is no build {build_id}")
+    return build
+
+
+async def lock_build(session: AsyncSession, build_id: int, owner: str) -> Build:
+    mine = select(Build).where(Build.id == build_id, Build.owner == owner).with_for_update(key_share=True)
+    build = await session.scalar(mine)
+    if build is None:
+        raise NotFound(f"there is no build {build_id}")
+    return build
+
+
+async def add_problems(session: AsyncSession, build_id: int, first: int, rows: Iterable[BuildProblem]) -> None:
+    """Append problems by COPY, numbered from `first`."""
+    numbered = enumerate(rows, first)
+    await copy_rows(session, "problems", _PROBLEM, (_problem(build_id, idx, row) for idx, row in numbered))
+
+
+def _problem(build_id: int, idx: int, row: BuildProblem) -> Sequence[Any]:
+    question_hash = hashlib.sha256(row.question.encode()).digest()
+    meta = None if row.meta is None else json.dumps(row.meta, ensure_ascii=False)
+    return (build_id, idx, question_hash, row.question, row.answer, row.system, row.explanation, meta)
+
+
+async def start(session: AsyncSession, build: Build, *, shard_samples: int) -> None:
+    """Cut an imported build into shards and let workers at it."""
+    step = max(1, shard_samples // build.n)
+    lo = func.generate_series(0, build.problems - 1, step).column_valued("lo")
+    hi = func.least(lo + step, build.problems)
+    cut = select(literal(build.id), lo, hi, (hi - lo) * build.n)
+    await session.execute(insert(Shard).from_select(["build_id", "lo", "hi", "total"], cut))
+    build.state = BuildState.running
+    build.started_at = func.now()
+    build.barren = 0
+    build.lease_token = build.lease_until = build.worker = None
+    await session.flush()
+    await ring_shards(session, Shard.build_id == build.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the shards of one build."""
+
+    gen: dict[str, int]
+    scored: int
+    score_error: int
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_per_s: float
+    samples_per_s: float
+    shards: dict[str, int]
+
+
+_COUNTERS = [status.value for status in GenStatus]
+_SUMS = (*_COUNTERS, "scored", "score_error", "prompt_tokens", "completion_tokens")
+
+
+async def totals(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, Totals]:
+    """Totals by build; a build without shards has none."""
+    sums = [func.coalesce(func.sum(getattr(Shard, name)), 0).label(name) for name in _SUMS]
+    rates = [func.sum(Shard.tokens_per_s).label("tokens_per_s"), func.sum(Shard.samples_per_s).label("samples_per_s")]
+    states = [func.count().filter(Shard.state == state).label(f"shards_{state.value}") for state in ShardState]
+    query = select(Shard.build_id, *sums, *rates, *states).where(Shard.build_id.in_(build_ids)).group_by(Shard.build_id)
+    return {row.build_id: _totals(row) for row in await session.execute(query)}
+
+
+def _totals(row: Row[Any]) -> Totals:
+    found = row._mapping
+    return Totals(
+        gen={name: int(found[name]) for name in _COUNTERS},
+        scored=int(found["scored"]),
+        score_error=int(found["score_error"]),
+        prompt_tokens=int(found["prompt_tokens"]),
+        completion_tokens=int(found["completion_tokens"]),
+        tokens_per_s=float(found["tokens_per_s"]),
+        samples_per_s=float(found["samples_per_s"]),
+        shards={state.value: int(found[f"shards_{state.value}"]) for state in ShardState},
+    )
+
+
+async def missing(session: AsyncSession, lease: Claimed) -> list[tuple[int, int]]:
+    """(problem, sample_idx) that this lease has to ask for, in order.
+
+    Those without an outcome, or whose outcome of this try is an error that may pass. A shard that asks again takes
+    those of its range that ended, in an earlier try, in one of the states it names.
+    """
+    shard = await session.get_one(Shard, lease.shard_id)
+    build = await session.get_one(Build, lease.build_id)
+    problem = func.generate_series(lease.lo, lease.hi - 1).column_valued("problem_idx")
+    sample = func.generate_series(0, build.n - 1).column_valued("sample")
+    same = and_(Sample.build_id == lease.build_id, Sample.problem == problem, Sample.sample_idx == sample)
+    may_pass = and_(Sample.try_ == lease.try_, Sample.gen_status.in_(RETRIED))
+    if shard.only is None:
+        wanted = or_(Sample.problem.is_(None), may_pass)
+    else:
+        wanted = or_(may_pass, and_(Sample.try_ < lease.try_, Sample.gen_status.in_(shard.only)))
+    query = (
+        select(problem, sample)
+        .select_from(problem)
+        .join(sample, literal(True))
+        .outerjoin(Sample, same)
+        .where(wanted)
+        .order_by(problem, sample)
+    )
+    return [(row[0], row[1]) for row in await session.execute(query)]
+
+
+async def problems(session: AsyncSession, build_id: int, lo: int, hi: int) -> dict[int, Problem]:
+    query = select(Problem).where(Problem.build_id == build_id, Problem.idx >= lo, Problem.idx < hi)
+    return {problem.idx: problem for problem in await session.scalars(query)}
+
+
+async def work_of(session: AsyncSession, build_id: int) -> tuple[Spec, int | None]:
+    """What a build asks for, and the scorer that it began with."""
+    build = await session.get_one(Build, build_id)
+    return Spec.model_validate(build.spec), build.scorer_id
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerKey:
+    """Everything that the components of a score depend on beside the texts."""
+
+    student: str
+    student_revision: str
+    teacher_source: str | None
+    teacher_revision: str | None
+    format_name: str
+    format_hash: str
+    kl: str | None
+    student_temperature: float
+    teacher_temperature: float | None
+    dtype: str | None = None
+    engine: str | None = None
+
+    def hash(self) -> bytes:
+        values = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("student", "format_name")]
+        return hashlib.sha256(json.dumps(values).encode()).digest()
+
+
+async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> int:
+    """The id of this scorer, which becomes the build's if that has none. Raises `ScorerChanged` if it has another."""
+    values = {name: getattr(key, name) for name in key.__dataclass_fields__}
+    made = postgresql.insert(Scorer).values(hash=key.hash(), **values).on_conflict_do_nothing(index_elements=["hash"])
+    await session.execute(made)
+    scorer_id = await session.scalar(select(Scorer.id).where(Scorer.hash == key.hash()))
+    assert scorer_id is not None
+    free = update(Build).where(Build.id == build_id, Build.scorer_id.is_(None)).values(scorer_id=scorer_id)
+    await session.execute(free)
+    pinned = await session.scalar(select(Build.scorer_id).where(Build.id == build_id))
+    if pinned != scorer_id:
+        raise ScorerChanged(
+            f"this build's scores are by scorer {pinned}; the reward server is now student {key.student} "
+            f"({key.student_revision}), format {key.format_name} ({key.format_hash})"
+        )
+    return scorer_id
+
+
+async def add_events(session: AsyncSession, build_id: int, kind: str, found: Iterable[tuple[int, str]]) -> None:
+    """Events of one kind, each (line of the source, what is wrong there)."""
+    rows = [{"build_id": build_id, "kind": kind, "line": line, "detail": detail} for line, detail in found]
+    if rows:
+        await session.execute(insert(Event), rows)

@@ -1,0 +1,80 @@
+"""Settings of all processes of the service: `RLT_JOBS_…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from rlt_service.settings import ServerSettings
+
+__all__ = ["Settings"]
+
+
+class Settings(ServerSettings):
+    """One class for api, relay, worker and reaper, so that all of them are told the same."""
+
+    model_config = SettingsConfigDict(env_prefix="RLT_JOBS_")
+
+    port: int = Field(8003, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    database_url: str = Field(description="Postgres 15 or newer: postgresql+psycopg://user@host/name")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey, with maxmemory-policy noeviction")
+    teacher_url: str = Field("http://127.0.0.1:8001", description="the teacher server")
+    teacher_key: SecretStr | None = Field(None, description="key for the teacher server, scope explain")
+    reward_url: str = Field("http://127.0.0.1:8002", description="the reward server")
+    reward_key: SecretStr | None = Field(None, description="key for the reward server, scope reward")
+    store: Path = Field(
+        Path("store"), description="folder of sealed files, versions and uploads, shared by all processes"
+    )
+    formats: Path | None = Field(
+        None, description="folder of prompt formats beside the shipped ones, as the servers have"
+    )
+    database_keys: bool = Field(False, description="accept the keys of the database too (`rlt-jobs keys add`)")
+
+    max_upload_bytes: int = Field(16 * 2**30, ge=1, description="largest upload: a million long problems")
+    max_text_chars: int = Field(200_000, ge=1, description="longest question or answer: a mistake beyond any context")
+    import_batch: int = Field(10_000, ge=1, description="rows a transaction of an import: what a restart repeats")
+    shard_samples: int = Field(256, ge=1, le=10_000, description="samples a shard: 2 to 10 minutes of one worker")
+    lease_seconds: float = Field(120.0, gt=0, description="a worker silent for so long has lost its shard")
+    heartbeat_seconds: float = Field(30.0, gt=0, description="how often a lease is renewed: four times within it")
+    flush_seconds: float = Field(10.0, gt=0, description="a killed worker loses the samples of so long at most")
+    flush_rows: int = Field(256, ge=1, description="samples waiting that make it flush sooner")
+    max_barren: int = Field(5, ge=1, description="leases in a row without a new row that make a shard dead")
+    shard_limit_seconds: float = Field(
+        3_000.0, gt=0, description="after so long a worker gives a shard back, so that Celery's limit never strikes"
+    )
+    task_limit_seconds: int = Field(3_600, ge=10, description="Celery's hard limit of a task; the soft one is 90 %")
+    compact_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="size of a version's files: few, yet parallel to read"
+    )
+
+    concurrency: int = Field(4, ge=1, description="worker processes of `rlt-jobs worker`; each runs one shard")
+    max_in_flight: int = Field(64, ge=1, description="requests under way a shard at most")
+    start_in_flight: int = Field(16, ge=1, description="requests under way at the start; grows while none is refused")
+    request_seconds: float = Field(900.0, gt=0, description="for one explanation or score, queueing there included")
+    patience_seconds: float = Field(5.0, ge=0, description="a broken connection is retried for so long, then believed")
+    heartbeat_file: Path | None = Field(None, description="touched by the worker while it lives, for an orchestrator")
+
+    relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")
+    reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")
+    reconcile_seconds: float = Field(60.0, gt=0, description="a ready shard nobody took for so long is rung again")
+    canary_seconds: float = Field(60.0, gt=0, description="how often a message is sent through each queue as a proof")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("heartbeat_seconds must be at most half of lease_seconds, so that one may be missed")
+        if self.shard_limit_seconds >= self.soft_limit_seconds:
+            raise ValueError("shard_limit_seconds must be below 90 % of task_limit_seconds")
+        return self
+
+    @property
+    def soft_limit_seconds(self) -> int:
+        return self.task_limit_seconds * 9 // 10
+
+    @property
+    def visibility_seconds(self) -> int:
+        """Redis hands a message out again after this; over twice the hard limit, so that no running task is doubled."""
+        return self.task_limit_seconds * 2 + 300
