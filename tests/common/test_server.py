@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
+from rlt_service.auth import Authenticator
 from rlt_service.keys import hash_token
-from rlt_service.server import CannotListen, listen, raise_file_limit
+from rlt_service.server import CannotListen, check_bind, listen, raise_file_limit
+from rlt_service.settings import ServerSettings
 from rlt_service.testing import running
 
 KEY = "ann reward sha256:" + hash_token("k")
