@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlt_trainer.tiny.task import Problem
+
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -28,6 +30,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     problems.add_argument("--out", type=Path, help="file to write (default: standard output)")
     problems.add_argument("--count", type=int, default=200, help="how many (default: 200, the demo's build)")
     problems.add_argument("--training", action="store_true", help="draw from the training part, not the held-out one")
+    traces = "add to each a hand-written good trace (`good`) and one that leaks the answer (`leak`)"
+    problems.add_argument("--traces", action="store_true", help=traces)
     problems.set_defaults(run=run_problems)
 
 
@@ -66,7 +70,7 @@ def run_problems(arguments: argparse.Namespace) -> int:
 
     try:
         drawn = problems(arguments.count, arguments.seed, held_out=not arguments.training)
-        lines = "".join(f"{json.dumps({'question': p.question, 'answer': p.answer})}\n" for p in drawn)
+        lines = "".join(f"{json.dumps(_row(problem, traces=arguments.traces))}\n" for problem in drawn)
         if arguments.out is None:
             sys.stdout.write(lines)
         else:
@@ -74,6 +78,13 @@ def run_problems(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         return _refuse(error)
     return 0
+
+
+def _row(problem: Problem, *, traces: bool) -> dict[str, str]:
+    from rlt_trainer.tiny.traces import good_trace, leaking_trace
+
+    row = {"question": problem.question, "answer": problem.answer}
+    return row | {"good": good_trace(problem), "leak": leaking_trace(problem)} if traces else row
 
 
 def _command(commands: _Commands, name: str, help_: str) -> argparse.ArgumentParser:

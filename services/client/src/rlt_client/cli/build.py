@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from rlt_client.cli.choices import As, Kind, PresetName, Select, Shape
 from rlt_client.cli.connection import DEFAULT_STATE, JobsURL, Key, Service, StateDir, find_service, reach
 from rlt_client.cli.errors import FAILED
 
@@ -25,23 +25,6 @@ AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 BuildID = Annotated[int, typer.Argument(metavar="BUILD", help="number of the build")]
 
 
-class As(StrEnum):
-    jsonl = "jsonl"
-    parquet = "parquet"
-    hf = "hf"
-
-
-class Shape(StrEnum):
-    messages = "messages"
-    raw = "raw"
-
-
-class Select(StrEnum):
-    best = "best"
-    top_k = "top_k"
-    all = "all"
-
-
 def register(app: typer.Typer) -> None:
     build = typer.Typer(no_args_is_help=True, help="Data sets of scored explanations: create, follow, export.")
     app.add_typer(build, name="build")
@@ -53,8 +36,8 @@ def create(
     file: Annotated[str, typer.Argument(help="JSON lines with question and answer each; - reads standard input")],
     dataset: Annotated[str, typer.Option(help="name of the data set; made if it is new")],
     n: Annotated[int, typer.Option("-n", min=1, help="explanations of each problem")] = 4,
-    kind: Annotated[str | None, typer.Option(help="generate, or score (the lines carry an explanation)")] = None,
-    preset: Annotated[str | None, typer.Option(help="the reward: rlt, ss_only, kl_only")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="score: the lines carry an explanation each")] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="the reward; rlt if left out")] = None,
     select: Annotated[Select, typer.Option(help="which samples become rows")] = Select.best,
     k: Annotated[int | None, typer.Option("-k", min=1, help="rows of each problem, with --select top_k")] = None,
     min_reward: Annotated[float | None, typer.Option(help="leave out what lies below")] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlt_client.cli.choices import PresetName
 from rlt_client.cli.connection import DEFAULT_STATE, Key, Service, StateDir, TeacherURL, find_service, reach
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def explain(
     answer: Annotated[str, typer.Argument(help="the ground-truth solution, without tags")],
     n: Annotated[int, typer.Option("-n", min=1, help="explanations to sample")] = 4,
     score: Annotated[bool, typer.Option("--score/--no-score", help="score each and rank by reward")] = True,
-    preset: Annotated[str | None, typer.Option(help="reward to rank by: rlt, ss_only, kl_only")] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="reward to rank by; rlt if left out")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of one explanation at most")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0, help="same seed, same explanations")] = None,

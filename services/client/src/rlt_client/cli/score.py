@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from rlt_client.cli.choices import DetailName, PresetName
 from rlt_client.cli.connection import DEFAULT_STATE, Key, RewardURL, Service, StateDir, find_service, reach
 from rlt_client.cli.errors import FAILED, CommandFailed
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["register", "show"]
 
 AT_ONCE = 512  # items read ahead: enough to fill the client's batches, few enough for any memory
-
-
-class DetailName(StrEnum):
-    """`rlt_client.schemas.reward.Detail`, known before pydantic is imported."""
-
-    none = "none"
-    components = "components"
-    tokens = "tokens"
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +35,7 @@ def score(
     answer: Annotated[str | None, typer.Option("-a", "--answer", help="the ground-truth answer,")] = None,
     explanation: Annotated[str | None, typer.Option("-e", "--explanation", help="and the explanation")] = None,
     completion: Annotated[str | None, typer.Option("-c", "--completion", help="or what the teacher emitted")] = None,
-    preset: Annotated[str | None, typer.Option(help="rlt, ss_only or kl_only")] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="the reward; rlt if left out")] = None,
     lambda_: Annotated[float | None, typer.Option("--lambda", help="weight of the KL term; 3 in the paper")] = None,
     format: Annotated[str | None, typer.Option(help="prompt format; the server's default if left out")] = None,
     student: Annotated[str | None, typer.Option(help="served student; the server's default if left out")] = None,
