@@ -1,0 +1,41 @@
+"""Words that options take, known before pydantic is imported; a test holds them against the schemas' own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["As", "DetailName", "Kind", "PresetName", "Select", "Shape"]
+
+
+class PresetName(StrEnum):
+    rlt = "rlt"
+    ss_only = "ss_only"
+    kl_only = "kl_only"
+
+
+class DetailName(StrEnum):
+    none = "none"
+    components = "components"
+    tokens = "tokens"
+
+
+class Kind(StrEnum):
+    generate = "generate"
+    score = "score"
+
+
+class Select(StrEnum):
+    best = "best"
+    top_k = "top_k"
+    all = "all"
+
+
+class As(StrEnum):
+    jsonl = "jsonl"
+    parquet = "parquet"
+    hf = "hf"
+
+
+class Shape(StrEnum):
+    messages = "messages"
+    raw = "raw"
