@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from rlt_client.errors import RLTError
 from rlt_client.prompts import TextCodec
@@ -47,6 +48,7 @@ def load_models(settings: Settings) -> Models:
         ModelNotFound: there is no such folder or name.
         UnusableModel, UnsupportedModel: it cannot be served.
     """
+    disable_progress_bar()  # the log is lines of JSON
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     student = _load(settings.student, settings)

@@ -28,7 +28,7 @@ def prove(format: Format, student: TextCodec, teacher: TextCodec | None) -> None
         sequence = _prove_student(format, student)
         if teacher is not None:
             given = teacher_sequence(teacher, format, probe_item(format), sequence)
-            _expect(teacher, format, "teacher", teacher.decode(given.ids), ("question", "answer", "explanation"))
+            _expect(teacher, format, "teacher", teacher.decode(given.ids) + sequence.trail, ("question", "answer", "explanation"))
     except ItemError as error:
         raise FormatError(f"format {format.name!r}: {error}") from error
 
@@ -41,7 +41,7 @@ def _prove_student(format: Format, codec: TextCodec) -> StudentSequence:
     _expect(codec, format, "student", read, ("question", "explanation", "answer"))
     if not sequence.think:
         raise FormatError(f"format {format.name!r}: no token of the probe's explanation stands by itself")
-    in_parts = student_sequence(codec, format, item, Reading(text, True, sequence.think_ids))
+    in_parts = student_sequence(codec, format, item, Reading(text, True, sequence.think_ids, sequence.trail))
     if codec.decode(in_parts.ids) != read:
         raise FormatError(f"format {format.name!r}: encoded in parts, the student's text is not the same")
     return sequence

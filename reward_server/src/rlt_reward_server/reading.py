@@ -81,16 +81,24 @@ def _of_ids(codec: TextCodec, format: Format, teacher: TeacherTokens) -> Reading
 
 
 def _same_text(codec: TextCodec, left: str, right: str) -> bool:
-    """Whether two texts are equal, white space aside where the tokenizer itself does not keep it."""
-    return left == right or (not keeps_white_space(codec) and left.split() == right.split())
+    """Whether two texts are equal, apart from what the tokenizer itself does not keep (Unicode forms, white space)."""
+    if left == right:
+        return True
+    kept = _kept(codec, left)
+    return kept is not None and kept == _kept(codec, right)
+
+
+def _kept(codec: TextCodec, text: str) -> str | None:
+    """What is left of a text that has been through the tokenizer; None where it cannot go through."""
+    try:
+        return codec.decode(codec.encode([content(text)]).ids)
+    except Untokenizable:
+        return None
 
 
 def keeps_white_space(codec: TextCodec) -> bool:
     """False for word-level tokenizers, whose decoded text has lost it."""
-    try:
-        return codec.decode(codec.encode([content(" \n ")]).ids) == " \n "
-    except Untokenizable:
-        return False
+    return _kept(codec, " \n ") == " \n "
 
 
 def shown(text: str, limit: int = 60) -> str:

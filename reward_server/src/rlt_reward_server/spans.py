@@ -39,6 +39,8 @@ class StudentSequence:
     """Positions in `ids` of the scored answer tokens, ascending."""
     lead: str = ""
     """What stands of the explanation before its first scored token."""
+    trail: str = ""
+    """What stands of it after the last one: the part of a token that runs into the closing tag."""
 
     @property
     def think_ids(self) -> list[int]:
@@ -83,8 +85,10 @@ def _in_one_go(codec: TextCodec, format: Format, item: RewardItem, text: str) ->
     start, end = encoded.spans["think"]
     held = len(format.teacher.held) if text.startswith(format.teacher.held) else 0
     think = encoded.inside(start + held, end) if text else []
-    lead = text[: encoded.starts[think[0]] - start] if think else ""
-    return StudentSequence(encoded.ids, think, _answer(encoded), lead)
+    if not think:
+        return StudentSequence(encoded.ids, [], _answer(encoded))
+    lead, trail = text[: encoded.starts[think[0]] - start], text[encoded.ends[think[-1]] - start :]
+    return StudentSequence(encoded.ids, think, _answer(encoded), lead, trail)
 
 
 def _around_ids(codec: TextCodec, format: Format, item: RewardItem, ids: list[int], straddling: str) -> StudentSequence:
@@ -94,7 +98,7 @@ def _around_ids(codec: TextCodec, format: Format, item: RewardItem, ids: list[in
     tail = codec.encode([content(straddling), *_tail(format, item)])
     before = len(head) + len(ids)
     answer = [before + position for position in _answer(tail)]
-    return StudentSequence([*head, *ids, *tail.ids], list(range(len(head), before)), answer, held)
+    return StudentSequence([*head, *ids, *tail.ids], list(range(len(head), before)), answer, held, straddling)
 
 
 def _tail(format: Format, item: RewardItem) -> list[Piece]:
