@@ -230,6 +230,15 @@ def test_a_burst_of_connections_is_taken(url: str) -> None:
             connection.close()
 
 
+def test_running_takes_an_app_or_a_factory(build: Any) -> None:
+    app = build()
+    for source in (app, lambda: app):
+        with running(source) as base_url:
+            assert httpx.get(f"{base_url}/livez").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{base_url}/livez")
+
+
 def test_running_raises_what_the_start_raised(build: Any) -> None:
     def lifespan(_app: object) -> Any:
         raise LookupError("no database")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from rlt_service.server import BACKLOG, Startup, listen
@@ -24,13 +25,15 @@ _START_TIMEOUT_S = 120.0
 
 
 @contextmanager
-def running(app_factory: Callable[[], ASGIApp]) -> Iterator[str]:
-    """Serve an app from a thread with an event loop of its own, and give its base URL. Raises what its start raised."""
-    startup = Startup(app_factory())
+def running(app: FastAPI | Callable[[], ASGIApp]) -> Iterator[str]:
+    """Serve an app, or what a factory makes, from a thread with its own event loop, and give the base URL.
+
+    Raises what its start raised.
+    """
+    startup = Startup(app if isinstance(app, FastAPI) else app())
     with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(startup, lifespan="on", log_config=None, access_log=False, backlog=BACKLOG)
-        )
+        config = uvicorn.Config(startup, lifespan="on", log_config=None, access_log=False, backlog=BACKLOG)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=_run, args=(server, listener), daemon=True)
         thread.start()
         port = listener.getsockname()[1]
@@ -50,8 +53,6 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
 def _wait(server: uvicorn.Server, startup: Startup, thread: threading.Thread) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not server.started:
-        if startup.error is not None:
-            raise startup.error
         if not thread.is_alive() or time.monotonic() > deadline:
-            raise RuntimeError("the app did not start")
+            raise startup.error or RuntimeError("the app did not start")
         time.sleep(0.01)
