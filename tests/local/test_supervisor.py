@@ -25,7 +25,7 @@ SLEEP = "import time; time.sleep(600)"
 
 def file_ready(path: Path):
     async def probe() -> str | None:
-        return None if path.exists() else f"no {path.name} yet"
+        return None if path.exists() else f"no {path.name} yet"  # noqa: ASYNC240 a local file, in a test
 
     return probe
 
@@ -34,7 +34,7 @@ async def run_until(supervisor, record, condition) -> StackState:
     """Run, and stop as soon as the condition holds."""
     running = asyncio.create_task(supervisor.run())
     async with asyncio.timeout(20):
-        while not (condition() or running.done()):
+        while not (condition() or running.done()):  # noqa: ASYNC110 conditions of other processes have no event
             await asyncio.sleep(0.02)
         supervisor.stop()
         return await running

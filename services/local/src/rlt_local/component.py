@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 Probe = Callable[[], Awaitable[str | None]]
 """Asks once whether the program is ready: None if so, else what it still waits for."""
 
-PROBE_TIMEOUT: Final = 10.0  # /readyz of a model server produces one token
+PROBE_TIMEOUT: Final = 15.0  # /readyz itself gives up after 10 s and then says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Component:
     """One program.
 
     `once`: it has to end with status 0 before what needs it is started (a migration); everything else is started
-    again whenever it ends. `user` is the numeric user that it runs as, where that is not our own.
+    again whenever it ends. `cwd` is the stack's folder if left out.
     """
 
     name: str
@@ -30,7 +32,7 @@ class Component:
     ready: Probe | None = None
     once: bool = False
     url: str | None = None
-    user: int | None = None
+    cwd: Path | None = None
     stop_signal: int = signal.SIGTERM
     stop_grace: float = 15.0  # a worker gives its leases back and a server finishes its requests within this time
     death_signal: int = signal.SIGKILL
@@ -63,4 +65,13 @@ def _reason(reply: bytes) -> str | None:
     words = head.split(b"\r\n", 1)[0].decode(errors="replace").split(" ", 2)
     if words[1:2] == ["200"]:
         return None
-    return " ".join([*words[1:], body.decode(errors="replace")[:200]]).strip()
+    return _detail(body) or " ".join(words[1:])
+
+
+def _detail(body: bytes) -> str | None:
+    """What a problem document says, in its own words."""
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(detail)[:200]

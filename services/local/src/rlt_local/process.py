@@ -97,7 +97,6 @@ class Children:
         cwd: Path,
         log: Path,
         death_signal: int = signal.SIGKILL,
-        user: int | None = None,
     ) -> Process:
         """Start a program with its output appended to `log`.
 
@@ -115,7 +114,6 @@ class Children:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                user=user,
                 preexec_fn=_dies_with_parent(death_signal),
             )
         process = Process(popen, log, start)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -100,12 +99,6 @@ class StateFolder:
 
     def write(self, record: StackRecord) -> None:
         replace_file(self.record_file, record.model_dump_json(indent=2) + "\n")
-
-    def secret(self, path: Path, prefix: str) -> str:
-        """The secret in `path`; a random one is made (0600) where there is none yet."""
-        if not path.exists():
-            replace_file(path, f"{prefix}{secrets.token_urlsafe(24)}\n")
-        return path.read_text().strip()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

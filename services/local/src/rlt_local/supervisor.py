@@ -146,10 +146,9 @@ class Supervisor:
             process = children.spawn(
                 component.argv,
                 env={**os.environ, **component.env},
-                cwd=self._folder.root,
+                cwd=component.cwd or self._folder.root,
                 log=self._folder.log(component.name),
                 death_signal=component.death_signal,
-                user=component.user,
             )
         except OSError as error:
             raise self._failure(component.name, f"could not be started: {error}") from error

@@ -1,0 +1,1 @@
+"""`rlt demo`: the main job on real input, told step by step."""
