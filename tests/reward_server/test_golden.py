@@ -166,7 +166,9 @@ def test_batch_composition_does_not_change_a_value(
         assert values == pytest.approx(expected["answer_logprobs"], abs=1e-5)
 
 
-def test_requests_in_parallel_get_their_own_results(hosted_url: str, golden: Golden, golden_items: list[RewardItem]) -> None:
+def test_requests_in_parallel_get_their_own_results(
+    hosted_url: str, golden: Golden, golden_items: list[RewardItem]
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def alone(index: int) -> Score:

@@ -26,9 +26,13 @@ class Pass:
 
 
 def padded_batches(passes: Sequence[Pass], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of passes that run together: similar lengths, at most `max_tokens` with padding (or one pass alone)."""
+    """Indices of passes that run together: similar lengths, at most `max_tokens` with padding (or one pass alone).
+
+    A pass without positions has nothing to run, and is in none.
+    """
     batch: list[int] = []
-    for index in sorted(range(len(passes)), key=lambda i: passes[i].length, reverse=True):
+    asked = [index for index, one in enumerate(passes) if one.positions]
+    for index in sorted(asked, key=lambda i: passes[i].length, reverse=True):
         longest = passes[batch[0]].length if batch else 0
         if batch and longest * (len(batch) + 1) > max_tokens:
             yield batch

@@ -28,8 +28,9 @@ def prove(format: Format, student: TextCodec, teacher: TextCodec | None) -> None
         sequence = _prove_student(format, student)
         if teacher is not None:
             given = teacher_sequence(teacher, format, probe_item(format), sequence)
-            _expect(teacher, format, "teacher", teacher.decode(given.ids) + sequence.trail, ("question", "answer", "explanation"))
-    except ItemError as error:
+            read = teacher.decode(given.ids) + sequence.trail
+            _expect(teacher, format, "teacher", read, ("question", "answer", "explanation"))
+    except (ItemError, FormatError) as error:
         raise FormatError(f"format {format.name!r}: {error}") from error
 
 
@@ -40,10 +41,10 @@ def _prove_student(format: Format, codec: TextCodec) -> StudentSequence:
     read = codec.decode(sequence.ids)
     _expect(codec, format, "student", read, ("question", "explanation", "answer"))
     if not sequence.think:
-        raise FormatError(f"format {format.name!r}: no token of the probe's explanation stands by itself")
+        raise FormatError("no token of the probe's explanation stands by itself")
     in_parts = student_sequence(codec, format, item, Reading(text, True, sequence.think_ids, sequence.trail))
     if codec.decode(in_parts.ids) != read:
-        raise FormatError(f"format {format.name!r}: encoded in parts, the student's text is not the same")
+        raise FormatError("encoded in parts, the student's text is not the same")
     return sequence
 
 
@@ -56,11 +57,11 @@ def _expect(codec: TextCodec, format: Format, role: str, text: str, order: tuple
     for name in ("explanation", "question", "answer"):
         found = rest.count(wanted[name])
         if found != 1:
-            raise FormatError(f"format {format.name!r}: the {role}'s text holds the probe's {name} {found} times")
+            raise FormatError(f"the {role}'s text holds the probe's {name} {found} times")
         places[name] = rest.index(wanted[name])
         rest = rest.replace(wanted[name], "\0" * len(wanted[name]))
     if sorted(order, key=places.__getitem__) != list(order):
-        raise FormatError(f"format {format.name!r}: the {role}'s text does not hold {', '.join(order)} in this order")
+        raise FormatError(f"the {role}'s text does not hold {', '.join(order)} in this order")
 
 
 def _squeezed(text: str) -> str:
