@@ -22,7 +22,7 @@ demo: setup ## question + answer → explanation → reward → data set, on tin
 	@.venv/bin/rlt demo
 
 models: setup ## train the committed tiny base model again, seed and gate printed
-	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base
+	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base --replace
 
 test: setup engine lint types ## everything but the slow tests
 	$(PY) -m pytest -m "not slow"

@@ -18,7 +18,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the sub-commands base, warmup and problems; each sets `run`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     base = _command(commands, "base", "pre-train a base from scratch (about a minute on one core)")
-    base.add_argument("--out", type=Path, required=True, help="folder to make; must be absent or empty")
+    base.add_argument("--out", type=Path, required=True, help="folder to make; absent or empty, or see --replace")
+    base.add_argument(
+        "--replace", action="store_true", help="replace the model that is there, once the new one is whole"
+    )
     base.set_defaults(run=run_base)
 
     warmup = _command(commands, "warmup", "fine-tune a base on both formats of the mixed corpus (about a minute)")
@@ -39,12 +42,12 @@ def run_base(arguments: argparse.Namespace) -> int:
     from rlt_trainer.tiny.make import GateFailed, make_base
 
     try:
-        made = make_base(arguments.out, arguments.seed)
+        made = make_base(arguments.out, arguments.seed, replace=arguments.replace)
     except (FileExistsError, GateFailed) as error:
         return _refuse(error)
-    print(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")  # noqa: T201 - the result
-    print(f"gate passed: {made.gate}")  # noqa: T201
-    print(made.folder)  # noqa: T201
+    _say(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")
+    _say(f"gate passed: {made.gate}")
+    _say(str(made.folder))
     return 0
 
 
@@ -52,7 +55,7 @@ def run_warmup(arguments: argparse.Namespace) -> int:
     from rlt_trainer.tiny.make import ensure_base, ensure_warmup, make_warmup
 
     if arguments.out is None and arguments.base is None:
-        print(ensure_warmup(seed=arguments.seed))  # noqa: T201
+        _say(str(ensure_warmup(seed=arguments.seed)))
         return 0
     if arguments.out is None:
         return _refuse(ValueError("--base needs --out: only the warm-up of the package's own base is cached"))
@@ -60,8 +63,8 @@ def run_warmup(arguments: argparse.Namespace) -> int:
         made = make_warmup(arguments.base or ensure_base(), arguments.out, arguments.seed)
     except OSError as error:
         return _refuse(error)
-    print(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")  # noqa: T201
-    print(made.folder)  # noqa: T201
+    _say(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")
+    _say(str(made.folder))
     return 0
 
 
@@ -91,6 +94,10 @@ def _command(commands: _Commands, name: str, help_: str) -> argparse.ArgumentPar
     command = commands.add_parser(name, help=help_, description=help_)
     command.add_argument("--seed", type=int, default=0, help="default: 0")
     return command
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def _refuse(error: Exception) -> int:

@@ -29,24 +29,34 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
+def whole(folder: Path, *, replacing: str | None = None) -> Iterator[Path]:
     """A temporary folder that takes the name `folder` when the block ends well, and vanishes when it does not.
 
+    Args:
+        replacing: a folder that holds a file of this name is an earlier one of the same kind, and may be replaced.
+
     Raises:
-        FileExistsError: `folder` exists and is not empty.
+        FileExistsError: `folder` exists, is not empty and may not be replaced.
     """
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    if folder.exists():
+    if folder.exists() and not _may_go(folder, replacing):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield unfinished
         _publish(unfinished)
+        if folder.exists():
+            folder.rename(unfinished.with_name(f"{unfinished.name}.old"))
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished.with_name(f"{unfinished.name}.old"), ignore_errors=True)
+
+
+def _may_go(folder: Path, replacing: str | None) -> bool:
+    if not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or (replacing is not None and (folder / replacing).is_file())
 
 
 def _publish(folder: Path) -> None:
@@ -57,9 +67,11 @@ def _publish(folder: Path) -> None:
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """`folder`, made by `make` if it is not there: once, though several processes ask at the same time."""
+    """`folder`, made by `make` (with `whole`) if it is not there: once, though several processes ask at a time."""
     if not folder.exists():
         with locked(folder.with_name(f"{folder.name}.lock")):
+            for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             if not folder.exists():
                 make(folder)
     return folder

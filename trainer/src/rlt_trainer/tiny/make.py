@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlt_client.errors import RLTError
 from rlt_trainer.tiny.documents import base_documents, warmup_documents
 from rlt_trainer.tiny.fit import fit, one_thread
 from rlt_trainer.tiny.folders import content_hash, default_cache, made_once, whole
@@ -18,11 +20,11 @@ from rlt_trainer.tiny.recipe import BaseRecipe, WarmupRecipe, as_json
 
 HERE = Path(__file__).parent
 RECIPE_SOURCES = ("documents.py", "fit.py", "make.py", "model.py", "recipe.py", "task.py", "tokenizer.py", "traces.py")
-RECORD = "recipe.json"
+RECORD, WEIGHTS = "recipe.json", "model.safetensors"
 Progress = Callable[[str], None]
 
 
-class GateFailed(RuntimeError):
+class GateFailed(RLTError):
     """No seed gave a base that can do what the rest is built on."""
 
 
@@ -45,20 +47,28 @@ def to_stderr(line: str) -> None:
 
 
 def make_base(
-    out_dir: Path, seed: int = 0, *, recipe: BaseRecipe | None = None, progress: Progress = to_stderr
+    out_dir: Path,
+    seed: int = 0,
+    *,
+    recipe: BaseRecipe | None = None,
+    replace: bool = False,
+    progress: Progress = to_stderr,
 ) -> Made:
     """Pre-train a base from scratch; a seed that fails the gate is reported and the next one tried.
 
+    Args:
+        replace: an earlier model in `out_dir` may be replaced, once the new one is whole.
+
     Raises:
-        FileExistsError: `out_dir` exists and is not an empty folder.
+        FileExistsError: `out_dir` exists, is not empty and may not be replaced.
         GateFailed: `recipe.attempts` seeds failed.
     """
     recipe = recipe or BaseRecipe()
-    with whole(out_dir) as folder:
+    with whole(out_dir, replacing=RECORD if replace else None) as folder:
         for attempt in range(seed, seed + recipe.attempts):
             made = _pretrain(folder, attempt, recipe, progress)
             if made.gate and made.gate.passed(recipe.gate):
-                return replace(made, folder=out_dir)
+                return dataclasses.replace(made, folder=out_dir)
             progress(f"seed {attempt} fails the gate of {recipe.gate}: next seed")
         raise GateFailed(f"seeds {seed} to {seed + recipe.attempts - 1} all failed the gate of {recipe.gate}")
 
@@ -96,7 +106,7 @@ def ensure_base() -> Path:
         FileNotFoundError: the package was installed without its data.
     """
     folder = HERE / "base"
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"no model in {folder}: make one with `rlt-trainer tiny base --out {folder}`")
     return folder
 
@@ -124,7 +134,7 @@ def warmup_key(base_dir: Path, seed: int, recipe: WarmupRecipe) -> str:
     """Changes with the base's weights, the seed, the recipe's numbers and the code that reads them."""
     numbers = json.dumps([seed, as_json(recipe)], sort_keys=True).encode()
     sources = [(HERE / name).read_bytes() for name in RECIPE_SOURCES]
-    return content_hash((base_dir / "model.safetensors").read_bytes(), numbers, *sources)
+    return content_hash((base_dir / WEIGHTS).read_bytes(), numbers, *sources)
 
 
 def _pretrain(folder: Path, seed: int, recipe: BaseRecipe, progress: Progress) -> Made:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from rlt_trainer.tiny.recipe import ModelShape
 from rlt_trainer.tiny.tokenizer import EOS, PAD, VOCABULARY, make_tokenizer, vocabulary
@@ -35,8 +38,15 @@ def new_model(shape: ModelShape, seed: int) -> Qwen2ForCausalLM:
 
 
 def load_model(folder: Path) -> Qwen2ForCausalLM:
-    """The model of a folder, float32, in evaluation mode, from the disk only."""
-    model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    """The model of a folder, float32, in evaluation mode, from the disk only.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {folder}")  # transformers would take the path for a name on its hub
+    with _no_progress_bars():
+        model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.eval()  # type: ignore[no-untyped-call]  # as above
     return model
 
@@ -46,5 +56,18 @@ def save_model(model: Qwen2ForCausalLM, folder: Path) -> None:
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # as above
         eos_token_id=vocabulary()[EOS], pad_token_id=vocabulary()[PAD]
     )
-    model.save_pretrained(folder)
+    with _no_progress_bars():
+        model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """For 0.6 MB, transformers' bars are noise between our own lines of progress."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as above

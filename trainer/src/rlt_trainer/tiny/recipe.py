@@ -6,7 +6,7 @@ trains in minutes on one core: there are no pre-trained weights anywhere.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class WarmupRecipe:
 
     mixture: Mixture = Mixture()
     corpus: int = 10_000  # questions, one trace each
-    fitting: Fitting = field(default_factory=lambda: Fitting(steps=600, learning_rate=3e-3))
+    # 35 s. After 600 steps one trace in five is good already, and RL would have little left to select
+    fitting: Fitting = Fitting(steps=400, learning_rate=3e-3)
     seed: int = 0
 
 
