@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from rlt_client.schemas.builds import BuildProblem, BuildRequest
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_jobs.builds import repository
@@ -74,7 +75,11 @@ def outcome() -> Callable[..., Outcome]:
     """One sample as a worker would report it; scored unless it failed."""
 
     def make(
-        problem: int = 0, sample_idx: int = 0, status: GenStatus = GenStatus.complete, try_: int = 0, reward: float = -1.0
+        problem: int = 0,
+        sample_idx: int = 0,
+        status: GenStatus = GenStatus.complete,
+        try_: int = 0,
+        reward: float = -1.0,
     ) -> Outcome:
         done = status is GenStatus.complete
         return Outcome(

@@ -7,6 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import func, select, text, update
+
 from rlt_client.schemas.builds import BuildState, ShardState
 from rlt_jobs.builds import lifecycle, repository
 from rlt_jobs.builds.models import Build, Event, Shard
@@ -23,7 +25,6 @@ from rlt_jobs.leases import (
     unattended,
 )
 from rlt_jobs.outbox import Outbox
-from sqlalchemy import func, select, text, update
 
 
 async def shards(database: Database, build_id: int) -> list[Shard]:
@@ -93,7 +94,9 @@ async def test_a_heartbeat_prolongs_the_lease_and_brings_the_builds_state(
         assert await renew_shard(session, lease, seconds=600) is BuildState.paused
 
 
-async def test_a_reaped_lease_is_lost_to_its_holder_and_rung_for(database: Database, make_build: Any, claim: Any) -> None:
+async def test_a_reaped_lease_is_lost_to_its_holder_and_rung_for(
+    database: Database, make_build: Any, claim: Any
+) -> None:
     build_id = await make_build()
     (shard,) = await shards(database, build_id)
     first = await claim(shard.id)
@@ -212,8 +215,12 @@ async def test_a_build_in_import_or_publication_has_one_holder_too(database: Dat
 
 async def test_claims_do_not_outlive_their_transaction(database: Database, make_build: Any, claim: Any) -> None:
     (shard,) = await shards(database, await make_build())
-    with pytest.raises(RuntimeError):
+
+    async def die() -> None:
         async with database.begin() as session:
             assert await claim_shard(session, shard.id, worker="w", seconds=60) is not None
             raise RuntimeError("the worker dies before it commits")
+
+    with pytest.raises(RuntimeError):
+        await die()
     assert await claim(shard.id) is not None

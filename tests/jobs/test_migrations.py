@@ -7,8 +7,9 @@ import threading
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from rlt_jobs import migrate
 from sqlalchemy import create_engine, inspect, text
+
+from rlt_jobs import migrate
 
 
 def tables(url: str) -> set[str]:

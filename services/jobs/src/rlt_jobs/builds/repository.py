@@ -161,8 +161,9 @@ async def missing(session: AsyncSession, lease: Claimed) -> list[tuple[int, int]
     """
     shard = await session.get_one(Shard, lease.shard_id)
     build = await session.get_one(Build, lease.build_id)
-    problem = func.generate_series(lease.lo, lease.hi - 1).column_valued("problem_idx")
-    sample = func.generate_series(0, build.n - 1).column_valued("sample")
+    rows = func.generate_series(lease.lo, lease.hi - 1).table_valued("idx").render_derived(name="p")
+    columns = func.generate_series(0, build.n - 1).table_valued("idx").render_derived(name="s")
+    problem, sample = rows.c.idx, columns.c.idx
     same = and_(Sample.build_id == lease.build_id, Sample.problem == problem, Sample.sample_idx == sample)
     may_pass = and_(Sample.try_ == lease.try_, Sample.gen_status.in_(RETRIED))
     if shard.only is None:
@@ -171,8 +172,8 @@ async def missing(session: AsyncSession, lease: Claimed) -> list[tuple[int, int]
         wanted = or_(may_pass, and_(Sample.try_ < lease.try_, Sample.gen_status.in_(shard.only)))
     query = (
         select(problem, sample)
-        .select_from(problem)
-        .join(sample, literal(True))
+        .select_from(rows)
+        .join(columns, literal(True))
         .outerjoin(Sample, same)
         .where(wanted)
         .order_by(problem, sample)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["COMPACT", "MANIFEST", "TRACE", "open_writer", "read_rows", "table"]
+from rlt_jobs.store.files import Damaged, Store
+
+__all__ = ["COMPACT", "MANIFEST", "TRACE", "Traces", "open_writer", "table"]
 
 _KEY: list[pa.Field[Any]] = [
     pa.field("build_id", pa.int64(), nullable=False),
@@ -69,16 +73,44 @@ def open_writer(file: IO[bytes] | Any, schema: pa.Schema) -> Iterator[pq.Parquet
         yield writer
 
 
-def read_rows(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The given rows, in ascending order, one row group in memory at a time."""
-    wanted = sorted(rows)
-    start = at = 0
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        inside = []
-        while at < len(wanted) and wanted[at] < end:
-            inside.append(wanted[at] - start)
-            at += 1
-        if inside:
-            yield from file.read_row_group(group).take(pa.array(inside)).to_pylist()
-        start = end
+class Traces:
+    """Reads rows of trace files. Meant for rows asked for in about their order: one row group is kept in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._opened: tuple[str, pq.ParquetFile, list[int]] | None = None
+        self._group: tuple[str, int, pa.Table] | None = None
+
+    def read(self, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+        """The rows by (URI of the file, row).
+
+        Raises:
+            Damaged: a file is missing or no Parquet file, or lacks the row.
+        """
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        for uri, rows in groupby(sorted(set(wanted)), key=lambda key: key[0]):
+            file, starts = self._open(uri)
+            for group, keys in groupby(rows, key=lambda key: bisect(starts, key[1]) - 1):
+                keys_here = list(keys)
+                taken = self._load(uri, file, group).take(pa.array([row - starts[group] for _, row in keys_here]))
+                found.update(zip(keys_here, taken.to_pylist(), strict=True))
+        return found
+
+    def _open(self, uri: str) -> tuple[pq.ParquetFile, list[int]]:
+        """A file and the first row of each of its groups."""
+        if self._opened is None or self._opened[0] != uri:
+            try:
+                file = pq.ParquetFile(self._store.path(uri))
+            except (OSError, pa.ArrowInvalid) as error:
+                raise Damaged(f"{uri}: {error}") from error
+            counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            self._opened = (uri, file, [0, *accumulate(counts)][:-1] or [0])
+        return self._opened[1:]
+
+    def _load(self, uri: str, file: pq.ParquetFile, group: int) -> pa.Table:
+        if self._group is None or self._group[:2] != (uri, group):
+            try:
+                self._group = (uri, group, file.read_row_group(group))
+            except (OSError, IndexError, pa.ArrowInvalid) as error:
+                raise Damaged(f"{uri}, row group {group}: {error}") from error
+        return self._group[2]

@@ -1,0 +1,61 @@
+"""Holding the lease of a build while it is imported or published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from rlt_client.errors import Unavailable
+from rlt_client.schemas.builds import BuildState
+from rlt_jobs.builds.work import DRAIN_SECONDS, Services, Stopped, unwrapped
+from rlt_jobs.leases import LeaseLost, claim_build, release_build, renew_build
+
+__all__ = ["held_build"]
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def held_build(services: Services, build_id: int, state: BuildState) -> AsyncIterator[UUID | None]:
+    """Claim the build if it waits in `state`, and renew the lease while the block runs; None if it cannot be had.
+
+    Losing the lease, or being told to stop, ends the block quietly: whoever is rung next goes on from there.
+    """
+    settings = services.settings
+    async with services.database.begin() as session:
+        token = await claim_build(session, build_id, state, worker=services.worker, seconds=settings.lease_seconds)
+    if token is None:
+        yield None
+        return
+    try:
+        async with unwrapped(), asyncio.TaskGroup() as group:
+            beating = group.create_task(_beat(services, build_id, token))
+            yield token
+            beating.cancel()
+    except (LeaseLost, Stopped) as error:
+        log.warning("build %s: %s", build_id, error)
+        async with services.database.begin() as session:
+            await release_build(session, build_id, token)
+
+
+async def _beat(services: Services, build_id: int, token: UUID) -> None:
+    settings = services.settings
+    renewed = time.monotonic()
+    while True:
+        await asyncio.sleep(min(DRAIN_SECONDS, settings.heartbeat_seconds))
+        if services.draining():
+            raise Stopped("the worker is shutting down")
+        if time.monotonic() - renewed < settings.heartbeat_seconds:
+            continue
+        try:
+            async with services.database.begin() as session:
+                await renew_build(session, build_id, token, seconds=settings.lease_seconds)
+        except Unavailable as error:
+            if time.monotonic() - renewed > settings.lease_seconds:
+                raise LeaseLost(f"build {build_id}: not renewed in time: {error}") from error
+            continue
+        renewed = time.monotonic()

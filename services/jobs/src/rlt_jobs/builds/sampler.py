@@ -1,0 +1,246 @@
+"""One sample: an explanation from the teacher, straight on to the reward server, into one record.
+
+What goes wrong is sorted here, once: a refusal for now is waited out, a server that is not well stops the lease, a
+request that no server will take fails the build, and everything else is this sample's own outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient, ScoredItem
+from rlt_client.errors import (
+    APIError,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    RLTError,
+    TransportError,
+    Unauthorized,
+    Unavailable,
+)
+from rlt_client.schemas.builds import BuildKind
+from rlt_client.schemas.common import GenStatus, ScoreStatus
+from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation
+from rlt_client.schemas.reward import RewardItem, Score
+from rlt_jobs.builds.flow import Flow
+from rlt_jobs.builds.models import Problem
+from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
+from rlt_jobs.builds.repository import ScorerKey
+from rlt_jobs.builds.spec import Spec, request_key, sample_seed
+
+__all__ = ["Misconfigured", "Sampler", "Unhealthy"]
+
+T = TypeVar("T")
+
+
+class Unhealthy(RLTError):
+    """Teacher or reward server is not there or not well: nobody's samples are to blame."""
+
+
+class Misconfigured(RLTError):
+    """A server refuses what this build asks for, whatever the sample: an unknown format, policy, student, …"""
+
+    def __init__(self, service: str, error: APIError) -> None:
+        super().__init__(f"the {service} refuses this build: {error}")
+        self.problem = error.problem()
+        self.problem.detail = str(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A sample's outcome, and what scored it."""
+
+    outcome: Outcome
+    scorer: ScorerKey | None
+
+
+class Sampler:
+    """Makes samples of one build. Safe to be used by many tasks at once.
+
+    Args:
+        teaching, scoring: flow control towards the teacher and the reward server.
+    """
+
+    def __init__(
+        self, spec: Spec, teacher: AsyncTeacherClient, reward: AsyncRewardClient, teaching: Flow, scoring: Flow
+    ) -> None:
+        self._spec = spec
+        self._teacher = teacher
+        self._reward = reward
+        self._teaching = teaching
+        self._scoring = scoring
+
+    async def make(self, problem: Problem, sample_idx: int, try_: int) -> Made:
+        """Raises `Unhealthy` and `Misconfigured`; every other failure is in the outcome."""
+        if self._spec.kind is BuildKind.score:
+            return await self._score_given(problem, sample_idx, try_)
+        seed = sample_seed(self._spec.seed, problem.idx, sample_idx, try_)
+        try:
+            reply = await self._ask(
+                "teacher", self._teaching, lambda: self._teacher.explain(self._request(problem, seed))
+            )
+        except _Refused as refusal:
+            return Made(self._failed(problem, sample_idx, try_, seed, refusal.error), None)
+        explanation = reply.explanations[0]
+        score, scorer = await self._scored(problem, explanation)
+        return Made(self._outcome(problem, sample_idx, try_, seed, reply, explanation, score), scorer)
+
+    def _request(self, problem: Problem, seed: int) -> ExplainRequest:
+        sampling = self._spec.sampling.model_dump()
+        return ExplainRequest(
+            question=problem.question,
+            answer=problem.answer,
+            n=1,
+            seed=seed,
+            format=self._spec.format,
+            policy=self._spec.policy,
+            return_tokens=True,
+            **sampling,
+        )
+
+    async def _scored(self, problem: Problem, explanation: Explanation) -> tuple[Scored | None, ScorerKey | None]:
+        if explanation.completion is None:
+            return None, None
+        return await self._score(
+            RewardItem(
+                question=problem.question,
+                answer=problem.answer,
+                system=problem.system,
+                completion=explanation.completion,
+                teacher=explanation.teacher,
+            )
+        )
+
+    async def _score_given(self, problem: Problem, sample_idx: int, try_: int) -> Made:
+        item = RewardItem(
+            question=problem.question, answer=problem.answer, system=problem.system, explanation=problem.explanation
+        )
+        score, scorer = await self._score(item)
+        key = self._key(problem, seed=0, policy_revision=None, format_hash=None)
+        texts = Texts(explanation=problem.explanation)
+        outcome = Outcome(problem.idx, sample_idx, try_, GenStatus.complete, key, texts=texts, score=score)
+        return Made(outcome, scorer)
+
+    async def _score(self, item: RewardItem) -> tuple[Scored, ScorerKey | None]:
+        spec = self._spec
+        try:
+            scored = await self._ask(
+                "reward server",
+                self._scoring,
+                lambda: self._reward.score_item(item, spec=spec.spec, format=spec.format, student=spec.student),
+            )
+        except _Refused as refusal:
+            return Scored(ScoreStatus.score_error, reason=refusal.error.type), None
+        return _scored(scored.score), _scorer_key(scored, sent=item.teacher is not None)
+
+    async def _ask(self, service: str, flow: Flow, call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            async with flow.turn() as turn:
+                try:
+                    reply = await call()
+                except Overloaded as error:
+                    turn.refused(error.retry_after)
+                    continue
+                except (Unavailable, Unauthorized, Forbidden, TransportError, ProtocolError) as error:
+                    raise Unhealthy(f"{service}: {error}") from error
+                except (InvalidRequest, NotFound, Conflict) as error:
+                    if _is_about_texts(error):
+                        raise _Refused(error) from error
+                    raise Misconfigured(service, error) from error
+                except APIError as error:
+                    raise _Refused(error) from error
+                turn.accepted()
+                return reply
+
+    def _outcome(
+        self,
+        problem: Problem,
+        sample_idx: int,
+        try_: int,
+        seed: int,
+        reply: ExplainResponse,
+        explanation: Explanation,
+        score: Scored | None,
+    ) -> Outcome:
+        policy = reply.policy.revision
+        return Outcome(
+            problem=problem.idx,
+            sample_idx=sample_idx,
+            try_=try_,
+            gen_status=explanation.gen_status,
+            request_key=self._key(problem, seed=seed, policy_revision=policy, format_hash=reply.format.hash),
+            gen_reason=explanation.error.type if explanation.error else None,
+            finish_reason=explanation.finish_reason,
+            policy_revision=policy,
+            prompt_tokens=explanation.usage.prompt_tokens,
+            completion_tokens=explanation.usage.completion_tokens,
+            texts=self._texts(explanation),
+            score=score,
+        )
+
+    def _texts(self, explanation: Explanation) -> Texts | None:
+        if explanation.completion is None and explanation.text is None:
+            return None
+        tokens = explanation.teacher if self._spec.keep_tokens else None
+        return Texts(
+            explanation=explanation.text,
+            completion=explanation.completion,
+            token_ids=tokens.token_ids if tokens else None,
+            logprobs=tokens.logprobs if tokens else None,
+        )
+
+    def _failed(self, problem: Problem, sample_idx: int, try_: int, seed: int, error: APIError) -> Outcome:
+        key = self._key(problem, seed=seed, policy_revision=None, format_hash=None)
+        return Outcome(problem.idx, sample_idx, try_, GenStatus.engine_error, key, gen_reason=error.type)
+
+    def _key(self, problem: Problem, *, seed: int, policy_revision: str | None, format_hash: str | None) -> bytes:
+        return request_key(
+            policy_revision=policy_revision,
+            format_hash=format_hash,
+            problem=(problem.question, problem.answer),
+            sampling=self._spec.sampling,
+            seed=seed,
+        )
+
+
+class _Refused(Exception):
+    """This one request was refused for what it holds."""
+
+    def __init__(self, error: APIError) -> None:
+        self.error = error
+
+
+def _is_about_texts(error: APIError) -> bool:
+    """Whether a refusal points at the problem's own texts, so that other problems may well be taken."""
+    about = ("/question", "/answer", "/items/")
+    return bool(error.errors) and all(field.pointer.startswith(about) for field in error.errors)
+
+
+def _scored(score: Score) -> Scored:
+    if score.status is not ScoreStatus.scored:
+        return Scored(score.status, reason=score.error.type if score.error else None, flags=score.flags)
+    components = score.components.model_dump(exclude={"r_ss", "r_kl"}) if score.components else {}
+    counts = score.counts.model_dump(include={"n_answer", "n_think"}) if score.counts else {}
+    return Scored(score.status, reward=score.reward, flags=score.flags, **components, **counts)
+
+
+def _scorer_key(scored: ScoredItem, *, sent: bool) -> ScorerKey:
+    spec, hosted = scored.spec, scored.teacher
+    source = None if spec.kl is None else ("sent" if sent else "hosted")
+    return ScorerKey(
+        student=scored.student.name,
+        student_revision=scored.student.revision,
+        teacher_source=source,
+        teacher_revision=hosted.revision if source == "hosted" and hosted else None,
+        format_name=scored.format.name,
+        format_hash=scored.format.hash,
+        kl=spec.kl.value if spec.kl else None,
+        student_temperature=spec.student_temperature,
+        teacher_temperature=spec.teacher_temperature,
+    )

@@ -1,0 +1,202 @@
+"""SQL of the store: files, members, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Row, and_, func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import NotFound
+from rlt_client.schemas.builds import Selection, SelectionMode
+from rlt_client.schemas.common import GenStatus, ScoreStatus
+from rlt_jobs.builds.models import Build, Dataset, Problem, Sample, Score, Scorer
+from rlt_jobs.store.files import Stored
+from rlt_jobs.store.models import File, Upload, Version, VersionFile
+
+__all__ = [
+    "add_file",
+    "add_upload",
+    "add_version",
+    "compacted",
+    "dataset",
+    "datasets",
+    "files_of",
+    "find_version",
+    "members",
+    "policy_revisions",
+    "repoint",
+    "upload",
+    "version_files",
+    "versions",
+    "written",
+]
+
+
+async def add_upload(session: AsyncSession, upload_id: UUID, owner: str, name: str | None, stored: Stored) -> Upload:
+    row = Upload(id=upload_id, owner=owner, name=name, **asdict(stored))
+    session.add(row)
+    await session.flush()
+    await session.refresh(row)
+    return row
+
+
+async def upload(session: AsyncSession, upload_id: UUID, owner: str) -> Upload | None:
+    return await session.scalar(select(Upload).where(Upload.id == upload_id, Upload.owner == owner))
+
+
+async def add_file(session: AsyncSession, build_id: int, kind: str, lo: int, hi: int, rows: int, stored: Stored) -> int:
+    values = {"build_id": build_id, "kind": kind, "lo": lo, "hi": hi, "rows": rows, **asdict(stored)}
+    file_id = await session.scalar(insert(File).values(values).returning(File.id))
+    assert file_id is not None
+    return file_id
+
+
+async def compacted(session: AsyncSession, build_id: int) -> int:
+    """The first problem that is not in a compacted file yet."""
+    done = select(func.coalesce(func.max(File.hi), 0)).where(File.build_id == build_id, File.kind == "compact")
+    return (await session.scalars(done)).one()
+
+
+async def files_of(session: AsyncSession, build_id: int, kind: str) -> Sequence[File]:
+    query = select(File).where(File.build_id == build_id, File.kind == kind).order_by(File.lo)
+    return (await session.scalars(query)).all()
+
+
+async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Sequence[tuple[Sample, str, Problem]]:
+    """(sample, its file's URI, its problem) of the samples in lo … hi−1 that have texts, in order."""
+    query = (
+        select(Sample, File.uri, Problem)
+        .join(File, File.id == Sample.file_id)
+        .join(Problem, and_(Problem.build_id == Sample.build_id, Problem.idx == Sample.problem))
+        .where(Sample.build_id == build_id, Sample.problem >= lo, Sample.problem < hi)
+        .order_by(Sample.problem, Sample.sample_idx)
+    )
+    return (await session.execute(query)).tuples().all()
+
+
+# The same order in which `written` gives rows, so the position of each is known to both sides.
+_REPOINT = text("""
+UPDATE samples s SET file_id = :file, row = r.row
+FROM (
+    SELECT problem, sample_idx, row_number() OVER (ORDER BY problem, sample_idx) - 1 AS row
+    FROM samples WHERE build_id = :build AND problem >= :lo AND problem < :hi AND file_id IS NOT NULL
+) r
+WHERE s.build_id = :build AND s.problem = r.problem AND s.sample_idx = r.sample_idx""")
+
+
+async def repoint(session: AsyncSession, build_id: int, file_id: int, lo: int, hi: int) -> int:
+    """Point the samples of lo … hi−1 that have texts at the rows of a compacted file. Returns how many there are."""
+    done = await session.execute(_REPOINT, {"file": file_id, "build": build_id, "lo": lo, "hi": hi})
+    assert isinstance(done, CursorResult)
+    return done.rowcount
+
+
+async def members(
+    session: AsyncSession, build_id: int, scorer_id: int | None, selection: Selection, lo: int, hi: int
+) -> Sequence[tuple[Sample, Score, int]]:
+    """(sample, score, rank) of the selected samples of the problems lo … hi−1, by problem and rank."""
+    rank = func.row_number().over(partition_by=Sample.problem, order_by=(Score.reward.desc(), Sample.sample_idx))
+    same = and_(
+        Score.build_id == Sample.build_id, Score.problem == Sample.problem, Score.sample_idx == Sample.sample_idx
+    )
+    eligible = [
+        Sample.build_id == build_id,
+        Sample.problem >= lo,
+        Sample.problem < hi,
+        Sample.gen_status == GenStatus.complete,
+        Sample.file_id.is_not(None),
+        Score.build_id == build_id,
+        Score.scorer_id == scorer_id,
+        Score.status == ScoreStatus.scored,
+    ]
+    if selection.min_reward is not None:
+        eligible.append(Score.reward >= selection.min_reward)
+    ranked = select(Sample.problem, Sample.sample_idx, rank.label("rank")).join(Score, same).where(*eligible).subquery()
+    query = (
+        select(Sample, Score, ranked.c.rank)
+        .join(ranked, and_(ranked.c.problem == Sample.problem, ranked.c.sample_idx == Sample.sample_idx))
+        .join(Score, same)
+        .where(Sample.build_id == build_id, Score.build_id == build_id, Score.scorer_id == scorer_id)
+        .order_by(Sample.problem, ranked.c.rank)
+    )
+    most = {SelectionMode.best: 1, SelectionMode.top_k: selection.k, SelectionMode.all: None}[selection.mode]
+    if most is not None:
+        query = query.where(ranked.c.rank <= most)
+    return (await session.execute(query)).tuples().all()
+
+
+async def policy_revisions(session: AsyncSession, build_id: int) -> list[str]:
+    query = select(Sample.policy_revision).where(Sample.build_id == build_id, Sample.policy_revision.is_not(None))
+    return sorted(revision for revision in await session.scalars(query.distinct()) if revision)
+
+
+async def add_version(session: AsyncSession, dataset_id: int, file_ids: Sequence[int], **values: Any) -> Version:
+    """The next version of a data set; the lock gives each number once."""
+    await session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update(key_share=True))
+    newest = select(func.coalesce(func.max(Version.number), 0)).where(Version.dataset_id == dataset_id)
+    version = Version(dataset_id=dataset_id, number=(await session.scalar(newest) or 0) + 1, **values)
+    session.add(version)
+    await session.flush()
+    session.add_all(VersionFile(version_id=version.id, file_id=file_id) for file_id in file_ids)
+    return version
+
+
+async def find_version(session: AsyncSession, version_id: int, owner: str) -> tuple[Version, Dataset, Scorer | None]:
+    """Raises `NotFound`, also for another owner's version."""
+    query = (
+        select(Version, Dataset, Scorer)
+        .join(Dataset, Dataset.id == Version.dataset_id)
+        .outerjoin(Scorer, Scorer.id == Version.scorer_id)
+        .where(Version.id == version_id, Dataset.owner == owner)
+    )
+    row = (await session.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no version {version_id}")
+    return row.Version, row.Dataset, row.Scorer
+
+
+async def version_files(session: AsyncSession, version_id: int) -> Sequence[File]:
+    query = (
+        select(File)
+        .join(VersionFile, VersionFile.file_id == File.id)
+        .where(VersionFile.version_id == version_id)
+        .order_by(File.lo)
+    )
+    return (await session.scalars(query)).all()
+
+
+async def dataset(session: AsyncSession, name: str, owner: str) -> Dataset:
+    """Raises `NotFound`, also for another owner's data set."""
+    found = await session.scalar(select(Dataset).where(Dataset.name == name, Dataset.owner == owner))
+    if found is None:
+        raise NotFound(f"there is no data set {name!r}")
+    return found
+
+
+async def datasets(session: AsyncSession, owner: str, after: str, limit: int) -> Sequence[Row[Any]]:
+    """(dataset, builds, versions, newest version) by name."""
+    builds = select(func.count()).where(Build.dataset_id == Dataset.id).scalar_subquery()
+    count = select(func.count()).where(Version.dataset_id == Dataset.id).scalar_subquery()
+    newest = select(func.max(Version.id)).where(Version.dataset_id == Dataset.id).scalar_subquery()
+    query = (
+        select(Dataset, builds.label("builds"), count.label("versions"), newest.label("newest"))
+        .where(Dataset.owner == owner, Dataset.name > after)
+        .order_by(Dataset.name)
+        .limit(limit)
+    )
+    return (await session.execute(query)).all()
+
+
+async def versions(
+    session: AsyncSession, dataset_id: int, below: int | None, limit: int
+) -> Sequence[tuple[Version, Scorer | None]]:
+    """(version, scorer), newest first."""
+    query = select(Version, Scorer).outerjoin(Scorer, Scorer.id == Version.scorer_id)
+    query = query.where(Version.dataset_id == dataset_id).order_by(Version.number.desc()).limit(limit)
+    if below is not None:
+        query = query.where(Version.number < below)
+    return (await session.execute(query)).tuples().all()
