@@ -125,7 +125,8 @@ class _Plugin:
         (("score", "-q", "q", "-a", "a"), 2, "give completion, explanation or teacher.token_ids"),
         (("up", "--ports", "many"), 2, "--ports takes a number or `free`"),
         (("up", "--student", "s"), 2, "--student goes with --teacher"),
-        (("up", "--engine", "steam"), 2, "steam"),
+        (("up", "--engine", "steam"), 2, "'steam' is neither transformers, vllm nor an address"),
+        (("up", "--engine", "vllm", "--ports", "free", "--engine-env", "none"), 1, "no vLLM environment in "),
     ],
 )
 def test_what_people_can_mend_is_a_line_and_an_exit_code(

@@ -95,9 +95,10 @@ class TextCodec:
             raise TypeError(f"{type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
         self.tokenizer = tokenizer
         self._backend = backend
-        self._private, self._guarded = _guard(backend)
+        shape = json.loads(backend.to_str())
+        self._unknown = _unknown_id(backend, shape["model"])
+        self._private, self._guarded = _guard(backend, shape)
         self._added = set(self._guarded.values())
-        self._unknown: int | None = tokenizer.unk_token_id
         self.specials: tuple[str, ...] = tuple(dict.fromkeys(tokenizer.all_special_tokens))
         self._bos = self._leading_special()
         self._literal_runs = lru_cache(maxsize=4096)(self._split_literal)
@@ -197,7 +198,10 @@ class TextCodec:
     def _split_literal(self, text: str) -> tuple[tuple[str, str | None], ...]:
         """Cut a literal into (plain run, None) and (special token's text, its guard)."""
         guard_of = {original: self._private.id_to_token(guarded) for guarded, original in self._guarded.items()}
-        encoding = self._backend.encode(text, add_special_tokens=False) if self._added else None
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=False) if self._added else None
+        except Exception as error:  # as in `_encode_guarded`: a format's own text is not for every vocabulary
+            raise Untokenizable(str(error)) from error
         runs: list[tuple[str, str | None]] = []
         position = 0
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if encoding else ():
@@ -217,9 +221,17 @@ class TextCodec:
         return [literal(self.tokenizer.bos_token)] if bos is not None and first == [bos] else []
 
 
-def _guard(backend: Any) -> tuple[Any, dict[int, int]]:
+def _unknown_id(backend: Any, model: Mapping[str, Any]) -> int | None:
+    """The id that the vocabulary itself puts for what it lacks. Not `tokenizer.unk_token_id`: transformers gives
+    byte-level tokenizers one that they never put, such as their end of text."""
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    unknown: int | None = backend.token_to_id(model["unk_token"]) if model.get("unk_token") else None
+    return unknown
+
+
+def _guard(backend: Any, shape: dict[str, Any]) -> tuple[Any, dict[int, int]]:
     """A copy of the tokenizer whose added tokens nobody can spell, and the map of their ids to the real ones."""
-    shape = json.loads(backend.to_str())
     nonce = secrets.token_hex(8)
     names: dict[str, int] = {}
     for token in shape["added_tokens"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,16 +14,10 @@ __all__ = ["register"]
 NOT_RUNNING = 3  # as init scripts do
 
 
-class EngineName(StrEnum):
-    """`rlt_local.options.Engine`, known before pydantic is imported."""
-
-    auto = "auto"
-    transformers = "transformers"
-    vllm = "vllm"
-
-
 State = Annotated[Path, typer.Option("--state", envvar="RLT_STATE", help="folder of the stack")]
 DEFAULT = Path(".rlt")
+EngineEnv = Annotated[Path, typer.Option(envvar="RLT_ENGINE_ENV", help="vLLM's environment")]
+DEFAULT_ENGINE_ENV = Path(".engine")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +31,12 @@ def up(
     format: Annotated[str | None, typer.Option(help="prompt format; stratos, or mini for the tiny models")] = None,
     formats: Annotated[Path | None, typer.Option(help="folder of your own prompt formats")] = None,
     engine: Annotated[
-        EngineName, typer.Option(help="auto: vllm where there is a GPU and `make engine` was run, else transformers")
-    ] = EngineName.auto,
+        str, typer.Option(help="transformers (in the teacher server), vllm (see `make engine`), or a vLLM server's URL")
+    ] = "transformers",
+    engine_env: EngineEnv = DEFAULT_ENGINE_ENV,
+    engine_memory: Annotated[
+        int | None, typer.Option(min=64, help="MiB that vLLM keeps for keys and values; 4096, or 256 for tiny models")
+    ] = None,
     hosted_teacher: Annotated[
         bool, typer.Option(help="the reward server holds the teacher too, for texts without log-probs")
     ] = True,
@@ -68,6 +65,8 @@ def up(
         format=format,
         formats=formats,
         engine=engine,
+        engine_env=engine_env,
+        engine_memory_mib=engine_memory,
         hosted_teacher=hosted_teacher,
         workers=workers,
         start_timeout=timeout,
@@ -119,16 +118,18 @@ def logs(
 
 
 def demo(
-    engine: Annotated[EngineName, typer.Option(help="vllm needs `make engine`")] = EngineName.transformers,
+    engine: Annotated[str, typer.Option(help="transformers, vllm (see `make engine`), or a URL")] = "transformers",
+    engine_env: EngineEnv = DEFAULT_ENGINE_ENV,
     keep: Annotated[bool, typer.Option("--keep", help="leave the stack running")] = False,
     state: Annotated[Path, typer.Option("--state", help="folder of the demo's own stack")] = Path(".rlt-demo"),
 ) -> None:
     """The main job on tiny models made here: explain, reward, build a data set. Exits 1 if a promise is not kept."""
     from rlt_client.cli.output import console
+    from rlt_client.cli.requests import make
     from rlt_local.demo.run import demo
-    from rlt_local.options import Engine, StackOptions
+    from rlt_local.options import StackOptions
 
-    options = StackOptions(engine=Engine(engine), first_port=None)
+    options = make(StackOptions, engine=engine, engine_env=engine_env).model_copy(update={"first_port": None})
     if not demo(state, options, console(), keep=keep):
         raise typer.Exit(FAILED)
 

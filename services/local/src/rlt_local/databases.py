@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from rlt_client.errors import RLTError
+
 __all__ = ["DatabaseError", "Program", "Running", "bound_to_caller", "prepare_postgres", "prepare_valkey", "start"]
 
 SUPERUSER = "rlt"
@@ -32,7 +34,7 @@ MAX_SOCKET_DIR = 80  # a Unix socket's path has 107 bytes, and `/.s.PGSQL.5432` 
 STOP_SECONDS = 20.0  # a fast shutdown writes one checkpoint
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(RLTError):
     """The program could not be prepared, or ended before it was ready. The message carries its own words."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from rlt_local import databases
 from rlt_local.component import Component, http_ready
+from rlt_local.engine import engine_command, engine_python
 from rlt_local.keys import StackKeys, prepare_keys
-from rlt_local.options import StackOptions
+from rlt_local.options import VLLM, StackOptions
 from rlt_local.ports import HOST, choose, free
 from rlt_local.state import ComponentRecord, StackRecord, StateFolder
 
@@ -29,7 +31,7 @@ def plan(
     """The programs, each needing earlier ones only, and the record to fill in.
 
     Raises:
-        PortTaken, DatabaseError
+        PortTaken, DatabaseError, EngineMissing
     """
     site = Site(options, folder, choose(options.first_port), prepare_keys(folder))
     components = [*site.databases(), *site.models(), *site.engine(), *site.servers(), *site.jobs()]
@@ -54,10 +56,12 @@ class Site:
         self._keys = keys
         self.urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
         tiny = folder.root / "models" / "tiny"
-        self._teacher = options.teacher or str(tiny)
-        self._student = options.student or self._teacher
+        self._teacher = _model(options.teacher) if options.teacher else str(tiny)
+        self._student = _model(options.student) if options.student else self._teacher
         self._postgres = databases.prepare_postgres(folder.root / "postgres")
-        self._valkey = databases.prepare_valkey(folder.root / "valkey", free()[0])
+        valkey_port, self._engine_port = free(2)
+        self._engine_url = f"http://{HOST}:{self._engine_port}"
+        self._valkey = databases.prepare_valkey(folder.root / "valkey", valkey_port)
 
     def databases(self) -> list[Component]:
         return [_database(self._postgres), _database(self._valkey)]
@@ -76,15 +80,31 @@ class Site:
 
     def _teacher_server(self) -> Component:
         settings = {
-            "engine": "transformers",
+            "engine": self._engine_url if self._options.engine == VLLM else self._options.engine,
             "model": self._teacher,
             "reward_url": self.urls["reward"],
             "reward_key": self._keys.tokens["teacher"],
         }
-        return self._server("teacher", "rlt_teacher_server", settings | self._formats())
+        needs = self._model_tasks() + (("engine",) if self._options.engine == VLLM else ())
+        return self._server("teacher", "rlt_teacher_server", settings | self._formats(), needs)
 
     def engine(self) -> list[Component]:
-        return []
+        """vLLM, where it is wanted and not somebody else's."""
+        if self._options.engine != VLLM:
+            return []
+        python = engine_python(self._options.engine_env.absolute())
+        command = engine_command(
+            python, Path(self._teacher), self._engine_port, cache_mib=self._options.engine_cache_mib
+        )
+        return [
+            Component(
+                name="engine",
+                argv=command.argv,
+                env=COMMON_ENV | command.env,
+                needs=self._model_tasks(),
+                ready=http_ready(f"{self._engine_url}/health"),  # the teacher's /readyz then asks it for a token
+            )
+        ]
 
     def jobs(self) -> list[Component]:
         """The service's four programs share their settings."""
@@ -100,9 +120,7 @@ class Site:
 
     def _jobs_settings(self) -> dict[str, str]:
         return {
-            "host": HOST,
-            "port": str(self._ports["jobs"]),
-            "keys_file": str(self._keys.files["jobs"]),
+            **self._common("jobs"),
             "database_url": self._postgres.url,
             "redis_url": self._valkey.url,
             "teacher_url": self.urls["teacher"],
@@ -120,18 +138,30 @@ class Site:
     def _server(
         self, name: str, module: str, settings: dict[str, str], needs: tuple[str, ...] | None = None
     ) -> Component:
-        own = {"host": HOST, "port": str(self._ports[name]), "keys_file": str(self._keys.files[name])}
         return Component(
             name=name,
             argv=(sys.executable, "-m", module),
-            env=COMMON_ENV | _variables(name, own | settings),
+            env=COMMON_ENV | _variables(name, self._common(name) | settings),
             needs=self._model_tasks() if needs is None else needs,
             ready=http_ready(f"{self.urls[name]}/readyz"),
             url=self.urls[name],
         )
 
+    def _common(self, name: str) -> dict[str, str]:
+        return {
+            "host": HOST,
+            "port": str(self._ports[name]),
+            "keys_file": str(self._keys.files[name]),
+            "log_format": "console",  # these logs are read by people
+        }
+
     def _model_tasks(self) -> tuple[str, ...]:
         return ("models",) if self._options.tiny else ()
+
+
+def _model(name: str) -> str:
+    """A folder as the programs see it, which run elsewhere; anything else is a name that they have to know."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _variables(server: str, settings: dict[str, str]) -> dict[str, str]:
