@@ -1,3 +1,3 @@
 """Fixtures that several parts share live in tests/plugins."""
 
-pytest_plugins = ["plugins.stack"]
+pytest_plugins = ["plugins.stack", "plugins.engine"]

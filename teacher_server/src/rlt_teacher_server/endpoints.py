@@ -1,0 +1,46 @@
+"""The routes: JSON in, the service, JSON out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from rlt_client.schemas.common import Scope
+from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
+from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
+from rlt_service.auth import requires
+from rlt_service.callers import while_connected
+from rlt_service.routing import Router
+from rlt_teacher_server.explain import ExplainService
+from rlt_teacher_server.generate import GenerateService
+
+__all__ = ["router"]
+
+router = Router(tags=["teacher"], dependencies=[requires(Scope.explain)])
+
+
+def _explainer(request: Request) -> ExplainService:
+    service: ExplainService = request.app.state.explainer
+    return service
+
+
+def _generator(request: Request) -> GenerateService:
+    service: GenerateService = request.app.state.generator
+    return service
+
+
+@router.post("/explain", response_model=ExplainResponse)
+async def explain(
+    body: ExplainRequest, request: Request, service: Annotated[ExplainService, Depends(_explainer)]
+) -> ExplainResponse | Response:
+    """Explain how the answer follows from the question, n times, ranked by reward if asked to."""
+    return await while_connected(request, service.explain(body))
+
+
+@router.post("/generate", response_model=GenerateResponse)
+async def generate(
+    body: GenerateRequest, request: Request, service: Annotated[GenerateService, Depends(_generator)]
+) -> GenerateResponse | Response:
+    """Continue prompts of token ids. One item that cannot be continued carries its own `error`."""
+    return await while_connected(request, service.generate(body))

@@ -1,0 +1,144 @@
+"""What is said to a vLLM server and what it answers: its OpenAI-compatible API, as far as it is used here. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rlt_client.errors import APIError, ItemError, Unavailable
+from rlt_teacher_server.engine.base import SampleRequest
+from rlt_teacher_server.errors import Reason, item_error
+
+__all__ = [
+    "Choice",
+    "Completion",
+    "Model",
+    "Models",
+    "columns",
+    "completion_request",
+    "ending",
+    "parse",
+    "refusal",
+    "top",
+]
+
+M = TypeVar("M", bound=BaseModel)
+
+NEUTRAL: Final[dict[str, Any]] = {
+    "n": 1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "return_token_ids": True,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "add_special_tokens": False,
+    "echo": False,
+    "stream": False,
+}
+"""Said in every request, so that no default of the server's or the model's takes part."""
+
+
+class Model(BaseModel):
+    id: str
+    parent: str | None = None
+    """Set for an adapter: the model that it sits on."""
+    max_model_len: int | None = None
+
+
+class Models(BaseModel):
+    data: list[Model]
+
+
+class _Logprobs(BaseModel):
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(BaseModel):
+    token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class Completion(BaseModel):
+    choices: list[Choice]
+
+
+class _Refusal(BaseModel):
+    message: str = ""
+    param: str | None = None
+
+
+class _Refused(BaseModel):
+    error: _Refusal
+
+
+def completion_request(model: str, request: SampleRequest, *, logprobs: int = 0) -> dict[str, Any]:
+    """The body of `POST /v1/completions`. `logprobs` counts the tokens besides the sampled one."""
+    return NEUTRAL | {
+        "model": model,
+        "prompt": request.prompt_token_ids,
+        "max_tokens": request.max_tokens,
+        "seed": request.seed,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "stop_token_ids": list(request.stop_token_ids),
+        "stop": list(request.stop),
+        "logprobs": logprobs,
+    }
+
+
+def parse(schema: type[M], body: bytes) -> M:
+    """Raises `ItemError` (engine_failed)."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise item_error(Reason.engine_failed, f"not the reply of a vLLM server: {body[:100]!r}") from error
+
+
+def columns(choice: Choice) -> tuple[list[int], list[float]]:
+    """Ids and log-probs of what was sampled, equally long and finite. Raises `ItemError`."""
+    if choice.token_ids is None or choice.logprobs is None:
+        raise item_error(Reason.engine_failed, "no token ids or log-probs: vLLM 0.10.2 or later is needed")
+    logprobs = [math.nan if value is None else value for value in choice.logprobs.token_logprobs]
+    if len(logprobs) != len(choice.token_ids):
+        raise item_error(Reason.engine_failed, f"{len(choice.token_ids)} ids and {len(logprobs)} log-probs")
+    if not all(map(math.isfinite, logprobs)):
+        raise item_error(Reason.non_finite_logits)
+    return choice.token_ids, logprobs
+
+
+def ending(choice: Choice) -> str:
+    """Why it ended. Raises `ItemError` for an end that is a failure (abort, error)."""
+    if choice.finish_reason not in ("stop", "length"):
+        raise item_error(Reason.engine_failed, f"it ended with {choice.finish_reason!r}")
+    return choice.finish_reason
+
+
+def top(choice: Choice) -> float:
+    """The highest log-prob of the first position. Raises `ItemError`."""
+    found = choice.logprobs.top_logprobs if choice.logprobs else None
+    if not found or not found[0]:
+        raise item_error(Reason.engine_failed, "no log-probs")
+    return max(found[0].values())
+
+
+def refusal(status: int, body: bytes) -> APIError | ItemError:
+    """What a status other than 2xx means: the request's own fault, or the engine's."""
+    try:
+        said = _Refused.model_validate_json(body).error
+    except ValidationError:
+        said = _Refusal(message=body[:200].decode(errors="replace"))
+    if status not in (400, 422):
+        return Unavailable(f"the engine answered {status}: {said.message}", type="engine_down", retry_after=1.0)
+    if said.param in ("input_tokens", "max_tokens"):
+        return item_error(Reason.context_overflow, said.message)
+    unknown = "out of vocabulary" in said.message or "greater than or equal to 0" in said.message
+    return item_error(Reason.unknown_token if unknown else Reason.engine_refused, said.message)

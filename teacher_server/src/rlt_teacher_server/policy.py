@@ -1,0 +1,83 @@
+"""The model that explains, as far as the server knows it: name, hash, tokenizer, limits. No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlt_client.errors import RLTError
+from rlt_client.prompts import TextCodec
+from rlt_client.schemas.common import ModelRef
+from rlt_service.revision import model_revision, resolve_model
+
+__all__ = ["Policy", "UnusableModel", "load_policy"]
+
+
+class UnusableModel(RLTError):
+    """The model is there but cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    ref: ModelRef
+    codec: TextCodec
+    eos_token_ids: tuple[int, ...]
+    """Every token that ends the model's turn, by its configuration and its tokenizer."""
+    folder: Path
+    max_positions: int | None
+    """Positions of the model, by its configuration."""
+
+
+def load_policy(name_or_dir: str) -> Policy:
+    """Raises:
+    ModelNotFound: there is no such model.
+    UnusableModel: its tokenizer or configuration cannot be read.
+    """
+    folder = resolve_model(name_or_dir)
+    config = _json(folder / "config.json")
+    codec = _codec(folder)
+    generation = folder / "generation_config.json"
+    named = [config.get("eos_token_id"), _json(generation).get("eos_token_id") if generation.is_file() else None]
+    return Policy(
+        ref=ModelRef(name=_name(name_or_dir), revision=model_revision(folder)),
+        codec=codec,
+        eos_token_ids=_flat([*named, codec.eos_token_id]),
+        folder=folder,
+        max_positions=config.get("max_position_embeddings"),
+    )
+
+
+def _name(name_or_dir: str) -> str:
+    """A folder is called by its last part: its whole path is nobody's business."""
+    path = Path(name_or_dir).expanduser()
+    return path.resolve().name if path.is_dir() else name_or_dir
+
+
+def _codec(folder: Path) -> TextCodec:
+    from transformers import AutoTokenizer
+
+    try:
+        return TextCodec(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # transformers raises whatever its parsers raise; each means that it cannot be read
+        raise UnusableModel(f"{folder}: its tokenizer cannot be used: {_first_line(error)}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnusableModel(f"{path}: {error}") from error
+    if not isinstance(read, dict):
+        raise UnusableModel(f"{path}: not a JSON object")
+    return read
+
+
+def _flat(found: list[int | list[int] | None]) -> tuple[int, ...]:
+    lists = [value if isinstance(value, list) else [value] for value in found if value is not None]
+    return tuple(dict.fromkeys(token for tokens in lists for token in tokens))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
