@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Qwen2ForCausalLM
+from transformers import LlamaForCausalLM
 
 from rlt_trainer.tiny.documents import Document
 from rlt_trainer.tiny.recipe import Fitting
@@ -45,14 +45,14 @@ def collate(documents: list[Document]) -> tuple[Tensor, Tensor]:
     return ids_bt, targets_bt
 
 
-def loss_of(model: Qwen2ForCausalLM, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+def loss_of(model: LlamaForCausalLM, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
     """Mean nats per learned token. Padding stands on the right, so causal attention needs no mask."""
     logits_btv = model(input_ids=ids_bt[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits_btv.flatten(0, 1), targets_bt[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def fit(
-    model: Qwen2ForCausalLM, documents: Iterator[Document], fitting: Fitting, progress: Callable[[str], None]
+    model: LlamaForCausalLM, documents: Iterator[Document], fitting: Fitting, progress: Callable[[str], None]
 ) -> float:
     """Train in place.
 

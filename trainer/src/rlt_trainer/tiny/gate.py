@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import LlamaForCausalLM
 
 from rlt_trainer.tiny.documents import copy_document, lookup_document
 from rlt_trainer.tiny.fit import IGNORED, collate
@@ -32,7 +32,7 @@ class Gate:
         return f"single operation {self.single_op:.4f}, look-up {self.lookup:.4f}, copy {self.copy:.4f}"
 
 
-def gate(model: Qwen2ForCausalLM) -> Gate:
+def gate(model: LlamaForCausalLM) -> Gate:
     """Measure a base on all 488 facts and on look-up and copy documents that it never saw."""
     rng = random.Random("gate")  # noqa: S311 - reproducible data, nothing secret
     lookups = [lookup_document(rng, 40) for _ in range(PROBES)]
@@ -40,7 +40,7 @@ def gate(model: Qwen2ForCausalLM) -> Gate:
     return Gate(single_op_accuracy(model), _accuracy(model, *collate(lookups)), _accuracy(model, *collate(copies)))
 
 
-def single_op_accuracy(model: Qwen2ForCausalLM) -> float:
+def single_op_accuracy(model: LlamaForCausalLM) -> float:
     """The share of the 488 facts `value label operation` that the model completes with the right value."""
     ids_of = vocabulary()
     facts = list(product(range(MODULUS), OPERATIONS))
@@ -52,7 +52,7 @@ def single_op_accuracy(model: Qwen2ForCausalLM) -> float:
     return float((got_b == wanted_b).float().mean())
 
 
-def _accuracy(model: Qwen2ForCausalLM, ids_bt: torch.Tensor, targets_bt: torch.Tensor) -> float:
+def _accuracy(model: LlamaForCausalLM, ids_bt: torch.Tensor, targets_bt: torch.Tensor) -> float:
     with torch.inference_mode():
         got_bt = model(input_ids=ids_bt[:, :-1], use_cache=False).logits.argmax(-1)
     learned_bt = targets_bt[:, 1:] != IGNORED

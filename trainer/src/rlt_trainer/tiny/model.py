@@ -1,4 +1,8 @@
-"""The model: a small Qwen2 that transformers and vLLM both load from its folder."""
+"""The model: a small Llama that transformers and vLLM both load from its folder.
+
+Not a Qwen2: for a config of that type `AutoTokenizer` (5.17) puts Qwen2's byte-level BPE in the place of whatever the
+folder's tokenizer.json says, and word ids come out as other words' without an error.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from rlt_trainer.tiny.recipe import ModelShape
 from rlt_trainer.tiny.tokenizer import EOS, PAD, VOCABULARY, make_tokenizer, vocabulary
 
 
-def new_model(shape: ModelShape, seed: int) -> Qwen2ForCausalLM:
+def new_model(shape: ModelShape, seed: int) -> LlamaForCausalLM:
     """Fresh float32 weights; the global random state is left as it was."""
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_hidden_layers,
@@ -34,10 +38,10 @@ def new_model(shape: ModelShape, seed: int) -> Qwen2ForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]  # annotated only in part
+        return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]  # annotated only in part
 
 
-def load_model(folder: Path) -> Qwen2ForCausalLM:
+def load_model(folder: Path) -> LlamaForCausalLM:
     """The model of a folder, float32, in evaluation mode, from the disk only.
 
     Raises:
@@ -46,12 +50,12 @@ def load_model(folder: Path) -> Qwen2ForCausalLM:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no model in {folder}")  # transformers would take the path for a name on its hub
     with _no_progress_bars():
-        model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.eval()  # type: ignore[no-untyped-call]  # as above
     return model
 
 
-def save_model(model: Qwen2ForCausalLM, folder: Path) -> None:
+def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     """Weights, config, generation config (greedy, no hidden sampling defaults) and tokenizer."""
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # as above
         eos_token_id=vocabulary()[EOS], pad_token_id=vocabulary()[PAD]

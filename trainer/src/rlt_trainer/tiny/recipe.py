@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A Qwen2 decoder of 147,904 parameters, 0.6 MB in float32."""
+    """A Llama decoder of 147,328 parameters, 0.6 MB in float32."""
 
     hidden_size: int = 64  # the smallest width that learned the facts in a minute
     num_hidden_layers: int = 3  # one to look an operation up, one to apply it, one to spare
@@ -20,7 +20,7 @@ class ModelShape:
     intermediate_size: int = 160  # 2.5 times the width
     max_position_embeddings: int = 256  # the longest text has 43 tokens; the rest is room for bad input in tests
     rope_theta: float = 1000.0  # texts are short: positions must differ quickly
-    initializer_range: float = 0.05  # with Qwen2's 0.02 the facts sit on a plateau for 600 steps, at this width
+    initializer_range: float = 0.05  # with the usual 0.02 the facts sit on a plateau for 600 steps, at this width
 
 
 @dataclass(frozen=True, slots=True)
