@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlt_client.formats import Format, load_format, shipped_formats
 from rlt_client.prompts import TextCodec
@@ -59,7 +59,7 @@ def shipped() -> dict[str, Format]:
 
 @pytest.fixture(scope="session")
 def tokenizer(golden_dir: Path) -> Any:
-    return AutoTokenizer.from_pretrained(golden_dir / "student")
+    return PreTrainedTokenizerFast.from_pretrained(golden_dir / "student")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from rlt_client.errors import InvalidRequest, NotFound
 from rlt_client.formats import Format, FormatError
@@ -169,5 +169,5 @@ def test_a_slow_tokenizer_is_no_codec() -> None:
 
 
 def test_the_tokenizer_on_disk_is_the_one_in_memory(golden_dir: Path, codec: TextCodec) -> None:
-    other = TextCodec(AutoTokenizer.from_pretrained(golden_dir / "teacher"))
+    other = TextCodec.of_folder(golden_dir / "teacher")
     assert other.vocabulary_hash() == codec.vocabulary_hash()

@@ -1,4 +1,4 @@
-"""`rlt-reward-server`: reads its settings first; torch is imported when the server starts."""
+"""`rlt-reward-server`: reads its settings first, and imports what they need after."""
 
 from __future__ import annotations
 

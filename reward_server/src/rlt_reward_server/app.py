@@ -1,4 +1,4 @@
-"""The reward server as an ASGI app. Building it reads the formats; models are loaded in its lifespan."""
+"""The reward server as an ASGI app. Building it reads the formats; torch and the models come with its lifespan."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fastapi import FastAPI
 
 from rlt_client.errors import ItemError, RLTError
 from rlt_client.formats import Format
+from rlt_reward_server.catalog import Catalog, read_formats
+from rlt_reward_server.endpoints import router
 from rlt_reward_server.metrics import RewardMetrics
+from rlt_reward_server.models import Models, find_models
+from rlt_reward_server.service import PassBatcher, RewardService, run_on
 from rlt_reward_server.settings import Settings
 from rlt_service.app import create_app
 from rlt_service.health import Check
 from rlt_service.metrics import Metrics
-
-if TYPE_CHECKING:
-    from rlt_reward_server.service import RewardService
 
 __all__ = ["build"]
 
@@ -40,9 +41,6 @@ def build(settings: Settings) -> FastAPI:
     Raises:
         FormatError: a format cannot be read.
     """
-    from rlt_reward_server.catalog import read_formats
-    from rlt_reward_server.endpoints import router
-
     formats, own = read_formats(settings)
     metrics = Metrics()
     counted = RewardMetrics(metrics)
@@ -73,16 +71,10 @@ def build(settings: Settings) -> FastAPI:
 async def _service(
     settings: Settings, formats: Mapping[str, Format], own: set[str], metrics: RewardMetrics
 ) -> AsyncIterator[RewardService]:
-    """Load, prove, and score one probe."""
-    from rlt_reward_server.catalog import Catalog
-    from rlt_reward_server.models import load_models
-    from rlt_reward_server.service import PassBatcher, RewardService, run_on
-
-    models = await asyncio.to_thread(load_models, settings)
-    teacher = models.teacher
-    catalog = Catalog(
-        formats, models.student.codec, teacher.codec if teacher else None, default=settings.format, required=own
-    )
+    """Load, prove the formats, and score one probe."""
+    models = await asyncio.to_thread(_load, settings)
+    teacher = models.teacher.codec if models.teacher else None
+    catalog = Catalog(formats, models.student.codec, teacher, default=settings.format, required=own)
     async with PassBatcher(
         run_on(models),
         window=settings.batch_window_ms / 1e3,
@@ -94,6 +86,15 @@ async def _service(
         service = RewardService(settings, models, catalog, batcher, metrics)
         await _first_probe(service)
         yield service
+
+
+def _load(settings: Settings) -> Models:
+    """Finds before it imports: a folder that is not there is told at once."""
+    found = find_models(settings)
+
+    from rlt_reward_server.loading import load_models
+
+    return load_models(*found, settings)
 
 
 async def _first_probe(service: RewardService) -> None:

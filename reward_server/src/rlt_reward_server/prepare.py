@@ -19,10 +19,12 @@ __all__ = ["Plan", "Prepared", "Reader", "outcome", "prepare"]
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How one model reads: its tokenizer and the longest text that it takes (None: no limit)."""
+    """How one model reads: its tokenizer, the longest text that it takes (None: no limit), and its embedding's rows."""
 
     codec: TextCodec
     max_length: int | None
+    vocab_size: int
+    """Tokenizers may know ids beyond it, which the model has no row for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,9 @@ def _teacher_pass(plan: Plan, item: RewardItem, sequence: StudentSequence) -> Pa
 def _fits(ids: list[int], reader: Reader, role: str) -> None:
     if reader.max_length is not None and len(ids) > reader.max_length:
         raise item_error(Reason.too_long, f"{len(ids)} tokens, the {role} takes {reader.max_length}")
+    highest = max(ids)
+    if highest >= reader.vocab_size:
+        raise item_error(Reason.untokenizable, f"id {highest} is beyond the {role}'s embedding of {reader.vocab_size}")
 
 
 def outcome(plan: Plan, item: RewardItem) -> Prepared | ItemError:

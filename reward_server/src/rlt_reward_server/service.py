@@ -168,7 +168,7 @@ def run_on(models: Models) -> Callable[[Role, list[Pass]], Sequence[PassResult]]
 
 
 def _reader(model: LoadedModel) -> Reader:
-    return Reader(model.codec, model.scorer.max_length)
+    return Reader(model.codec, model.scorer.max_length, model.scorer.vocab_size)
 
 
 def _work(role: Role, asked: Pass) -> Work[Role, Pass]:

@@ -4,7 +4,7 @@ Two kinds of text are joined here. *Literal* text is the format's and the chat t
 are special. *Content* is what somebody sent (question, answer, explanation): whatever it spells, it is plain text.
 Spans of content are known by construction and never searched for, since a policy would learn to move them.
 
-Nothing is imported from transformers: a `TextCodec` is built around any fast tokenizer that it is given.
+A `TextCodec` is built around any fast tokenizer that it is given; only `TextCodec.of_folder` imports transformers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from rlt_client.errors import RLTError
 from rlt_client.formats.model import PLACEHOLDER, Format, FormatError
@@ -25,6 +26,7 @@ __all__ = [
     "Piece",
     "TextCodec",
     "Untokenizable",
+    "UnusableTokenizer",
     "content",
     "fill",
     "literal",
@@ -33,6 +35,10 @@ __all__ = [
     "teacher_prompt",
     "text_of_completion",
 ]
+
+
+class UnusableTokenizer(RLTError):
+    """A model folder whose tokenizer is not there or cannot be read."""
 
 
 class Untokenizable(RLTError):
@@ -103,6 +109,25 @@ class TextCodec:
         self._bos = self._leading_special()
         self._literal_runs = lru_cache(maxsize=4096)(self._split_literal)
         self._skeleton = lru_cache(maxsize=64)(self._render_skeleton)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """The tokenizer of a model folder, as its `tokenizer.json` says; needs transformers.
+
+        Not by `AutoTokenizer`: for some architectures, Qwen2 among them, transformers 5 builds a tokenizer of its own
+        from the vocabulary and ignores the rest of that file, which gives a folder with another tokenizer wrong ids.
+
+        Raises:
+            UnusableTokenizer
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        if not (folder / "tokenizer.json").is_file():
+            raise UnusableTokenizer(f"{folder}: there is no tokenizer.json in it")
+        try:
+            return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+        except Exception as error:  # transformers raises whatever its parsers raise; each means that it cannot be read
+            raise UnusableTokenizer(f"{folder}: its tokenizer cannot be used: {error}") from error
 
     @property
     def eos_token_id(self) -> int | None:
