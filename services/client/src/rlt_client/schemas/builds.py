@@ -290,6 +290,7 @@ class Build(Reply):
     scorer: ScorerRef | None
     version: int | None = Field(description="id of the version that was published")
     error: Problem | None
+    note: str | None = Field(default=None, description="why work was put off, such as a teacher that is down")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

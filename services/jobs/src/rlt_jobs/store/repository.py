@@ -50,15 +50,16 @@ async def upload(session: AsyncSession, upload_id: UUID, owner: str) -> Upload |
 
 async def add_file(session: AsyncSession, build_id: int, kind: str, lo: int, hi: int, rows: int, stored: Stored) -> int:
     values = {"build_id": build_id, "kind": kind, "lo": lo, "hi": hi, "rows": rows, **asdict(stored)}
-    file_id = await session.scalar(insert(File).values(values).returning(File.id))
+    file_id: int | None = await session.scalar(insert(File).values(values).returning(File.id))
     assert file_id is not None
     return file_id
 
 
 async def compacted(session: AsyncSession, build_id: int) -> int:
     """The first problem that is not in a compacted file yet."""
-    done = select(func.coalesce(func.max(File.hi), 0)).where(File.build_id == build_id, File.kind == "compact")
-    return (await session.scalars(done)).one()
+    done = select(func.max(File.hi)).where(File.build_id == build_id, File.kind == "compact")
+    first: int | None = await session.scalar(done)
+    return first or 0
 
 
 async def files_of(session: AsyncSession, build_id: int, kind: str) -> Sequence[File]:
@@ -66,7 +67,7 @@ async def files_of(session: AsyncSession, build_id: int, kind: str) -> Sequence[
     return (await session.scalars(query)).all()
 
 
-async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Sequence[tuple[Sample, str, Problem]]:
+async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Sequence[Row[Sample, str, Problem]]:
     """(sample, its file's URI, its problem) of the samples in lo … hi−1 that have texts, in order."""
     query = (
         select(Sample, File.uri, Problem)
@@ -75,7 +76,7 @@ async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Seq
         .where(Sample.build_id == build_id, Sample.problem >= lo, Sample.problem < hi)
         .order_by(Sample.problem, Sample.sample_idx)
     )
-    return (await session.execute(query)).tuples().all()
+    return (await session.execute(query)).all()
 
 
 # The same order in which `written` gives rows, so the position of each is known to both sides.
@@ -97,7 +98,7 @@ async def repoint(session: AsyncSession, build_id: int, file_id: int, lo: int, h
 
 async def members(
     session: AsyncSession, build_id: int, scorer_id: int | None, selection: Selection, lo: int, hi: int
-) -> Sequence[tuple[Sample, Score, int]]:
+) -> Sequence[Row[Sample, Score, int]]:
     """(sample, score, rank) of the selected samples of the problems lo … hi−1, by problem and rank."""
     rank = func.row_number().over(partition_by=Sample.problem, order_by=(Score.reward.desc(), Sample.sample_idx))
     same = and_(
@@ -126,7 +127,7 @@ async def members(
     most = {SelectionMode.best: 1, SelectionMode.top_k: selection.k, SelectionMode.all: None}[selection.mode]
     if most is not None:
         query = query.where(ranked.c.rank <= most)
-    return (await session.execute(query)).tuples().all()
+    return (await session.execute(query)).all()
 
 
 async def policy_revisions(session: AsyncSession, build_id: int) -> list[str]:
@@ -193,10 +194,10 @@ async def datasets(session: AsyncSession, owner: str, after: str, limit: int) ->
 
 async def versions(
     session: AsyncSession, dataset_id: int, below: int | None, limit: int
-) -> Sequence[tuple[Version, Scorer | None]]:
+) -> Sequence[Row[Version, Scorer]]:
     """(version, scorer), newest first."""
     query = select(Version, Scorer).outerjoin(Scorer, Scorer.id == Version.scorer_id)
     query = query.where(Version.dataset_id == dataset_id).order_by(Version.number.desc()).limit(limit)
     if below is not None:
         query = query.where(Version.number < below)
-    return (await session.execute(query)).tuples().all()
+    return (await session.execute(query)).all()

@@ -1,0 +1,116 @@
+"""`rlt-jobs api | relay | worker | migrate | check | keys`; settings are flags or `RLT_JOBS_…` variables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+__all__ = ["main"]
+
+USAGE = """usage: rlt-jobs COMMAND [settings]
+
+  api      serve /builds, /datasets, /versions and /uploads
+  relay    send queued messages, take back lost leases, ring again for what was forgotten; any number may run
+  worker   make samples: a Celery worker of RLT_JOBS_CONCURRENCY processes
+  migrate  bring the database to the newest schema
+  check    prove that every file is whole and every sample points at its row
+  keys     add OWNER SCOPE[,SCOPE…] | list | revoke ID: keys in the database (RLT_JOBS_DATABASE_KEYS=1 accepts them)
+
+Settings are flags or RLT_JOBS_… variables: rlt-jobs COMMAND --help
+"""
+
+
+def main() -> NoReturn:
+    command, args = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "api": _api,
+        "relay": _relay,
+        "worker": _worker,
+        "migrate": _migrate,
+        "check": _check,
+        "keys": _keys,
+    }
+    if command in commands:
+        sys.exit(commands[command](args))
+    asked = command in ("-h", "--help", "help")
+    (sys.stdout if asked else sys.stderr).write(USAGE)
+    sys.exit(0 if asked else 2)
+
+
+def _api(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.server import serve
+    from rlt_service.settings import load
+
+    settings = load(Settings, args, prog="rlt-jobs api")
+    from rlt_jobs import app
+
+    serve(lambda: app.build(settings), settings, prog="rlt-jobs api")
+
+
+def _relay(args: list[str]) -> int:
+    import asyncio
+
+    from rlt_jobs.settings import Settings
+    from rlt_service import logs
+    from rlt_service.settings import load
+
+    settings = load(Settings, args, prog="rlt-jobs relay")
+    from rlt_jobs import relay
+
+    logs.configure(settings.log_level, settings.log_format)
+    asyncio.run(relay.run(settings))
+    return 0
+
+
+def _worker(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    settings = load(Settings, args, prog="rlt-jobs worker")
+    from rlt_jobs import worker
+
+    worker.run(settings)
+    return 0
+
+
+def _migrate(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    settings = load(Settings, args, prog="rlt-jobs migrate")
+    from sqlalchemy.exc import OperationalError
+
+    from rlt_jobs import migrate
+
+    try:
+        migrate.upgrade(settings.database_url)
+    except OperationalError as error:
+        sys.stderr.write(f"rlt-jobs migrate: error: {error.orig}\n")
+        return 1
+    return 0
+
+
+def _check(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    settings = load(Settings, args, prog="rlt-jobs check")
+    from rlt_jobs import admin
+
+    return admin.run(admin.check_store(settings), "rlt-jobs check")
+
+
+def _keys(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    settings = load(Settings, [], prog="rlt-jobs keys")
+    from rlt_jobs import admin
+
+    return admin.run(admin.keys(settings, args), "rlt-jobs keys")
+
+
+if __name__ == "__main__":
+    main()

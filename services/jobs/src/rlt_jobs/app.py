@@ -1,0 +1,82 @@
+"""The API as an app. Building it opens nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from rlt_client.errors import Unavailable
+from rlt_jobs.builds import endpoints as build_endpoints
+from rlt_jobs.builds.service import BuildService
+from rlt_jobs.database import Database
+from rlt_jobs.keys import DatabaseKeys
+from rlt_jobs.settings import Settings
+from rlt_jobs.store import endpoints as store_endpoints
+from rlt_jobs.store.files import Store
+from rlt_jobs.store.service import StoreService
+from rlt_service.app import create_app
+from rlt_service.health import Check
+from rlt_service.keys import ChainedKeys, KeyStore, StaticKeys
+
+__all__ = ["build"]
+
+
+def build(settings: Settings) -> FastAPI:
+    """Raises `BadKeys` for keys that cannot be read."""
+    database = Database(settings.database_url, name="rlt-jobs api")
+    store = Store(settings.store)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await database.close()
+
+    async def ready() -> Mapping[str, Check]:
+        return {"database": await _database_check(database), "store": await asyncio.to_thread(_store_check, store)}
+
+    return create_app(
+        title="RLT jobs",
+        version=version("rlt-jobs"),
+        settings=settings,
+        routers=[
+            build_endpoints.router(BuildService(settings, database, store)),
+            store_endpoints.router(StoreService(settings, database, store)),
+        ],
+        lifespan=lifespan,
+        ready=ready,
+        keystore=_keystore(settings, database),
+        description="Builds of data sets: problems in, the best explanations of each out.",
+    )
+
+
+def _keystore(settings: Settings, database: Database) -> KeyStore | None:
+    """Keys of the settings, then, where asked for, those of the database; None leaves it to the settings."""
+    if not settings.database_keys:
+        return None
+    return ChainedKeys([StaticKeys.read(settings.keys, settings.keys_file), DatabaseKeys(database)])
+
+
+async def _database_check(database: Database) -> Check:
+    try:
+        async with database.begin() as session:
+            revision = await session.scalar(text("SELECT version_num FROM alembic_version"))
+    except Unavailable as error:
+        return Check(ok=False, detail=error.detail)
+    except Exception:  # the table is missing
+        return Check(ok=False, detail="not migrated: run `rlt-jobs migrate`")
+    return Check(ok=True, detail=f"schema {revision}")
+
+
+def _store_check(store: Store) -> Check:
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return Check(ok=False, detail=f"{store.root}: {error.strerror}")
+    writable = os.access(store.root, os.W_OK)
+    return Check(ok=writable, detail=None if writable else f"{store.root} cannot be written")

@@ -1,0 +1,197 @@
+"""What the API does with builds. One request is one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import InvalidRequest
+from rlt_client.schemas import builds as wire
+from rlt_client.schemas.builds import BuildRequest, BuildState, SampleSort
+from rlt_client.schemas.common import FieldError
+from rlt_jobs import pages
+from rlt_jobs.builds import browse, lifecycle, repository, views
+from rlt_jobs.builds.browse import BuildRow, SampleFilter
+from rlt_jobs.builds.models import Build, Sample, Score
+from rlt_jobs.builds.outcomes import decompress
+from rlt_jobs.builds.spec import Spec, request_hash
+from rlt_jobs.database import Database
+from rlt_jobs.leases import ring_build
+from rlt_jobs.settings import Settings
+from rlt_jobs.store import repository as stored
+from rlt_jobs.store.files import Store
+from rlt_jobs.store.traces import Traces
+
+__all__ = ["BuildService"]
+
+
+class BuildService:
+    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+
+    async def submit(self, owner: str, request: BuildRequest, key: str | None) -> wire.Build:
+        """A new build, or the one that this key was used for.
+
+        Raises:
+            InvalidRequest: an unknown upload, a text that is too long, or a key that was used for another request.
+        """
+        self._check_lengths(request)
+        async with self._database.begin() as session:
+            build = await self._insert(session, owner, request, key)
+            if build is None:
+                build = await self._before(session, owner, request, key)
+            elif request.problems is not None:
+                await repository.add_problems(session, build.id, 0, request.problems)
+                await repository.start(session, build, shard_samples=self._settings.shard_samples)
+            else:
+                await ring_build(session, build.id, BuildState.importing)
+            await session.flush()
+            build_id = build.id
+            session.expire_all()  # server-side values are read back
+            return await self._view(session, owner, build_id)
+
+    async def _insert(self, session: AsyncSession, owner: str, request: BuildRequest, key: str | None) -> Build | None:
+        upload_id = request.source.upload if request.source else None
+        if upload_id is not None and await stored.upload(session, upload_id, owner) is None:
+            error = FieldError(pointer="/source/upload", detail="there is no such upload")
+            raise InvalidRequest(errors=[error], type="unknown_upload")
+        spec = Spec.of(request)
+        return await repository.insert_build(
+            session,
+            dataset_id=await repository.dataset_id(session, owner, request.dataset),
+            owner=owner,
+            kind=request.kind,
+            n=request.n,
+            spec=spec.stored(),
+            spec_hash=spec.hash(),
+            priority=request.priority,
+            idempotency_key=key,
+            request_hash=request_hash(request),
+            problems=len(request.problems or []),
+            upload_id=upload_id,
+        )
+
+    async def _before(self, session: AsyncSession, owner: str, request: BuildRequest, key: str | None) -> Build:
+        build = await session.scalar(select(Build).where(Build.owner == owner, Build.idempotency_key == key))
+        assert build is not None
+        if build.request_hash != request_hash(request):
+            raise InvalidRequest(
+                f"this Idempotency-Key was used for build {build.id}, which asks for something else",
+                type="idempotency_key_reused",
+            )
+        return build
+
+    def _check_lengths(self, request: BuildRequest) -> None:
+        most = self._settings.max_text_chars
+        errors = [
+            FieldError(pointer=f"/problems/{index}/{name}", detail=f"longer than {most} characters")
+            for index, problem in enumerate(request.problems or [])
+            for name in ("question", "answer", "system", "explanation")
+            if len(getattr(problem, name) or "") > most
+        ]
+        if errors:
+            raise InvalidRequest(errors=errors[:50])
+
+    async def get(self, owner: str, build_id: int) -> wire.Build:
+        async with self._database.begin() as session:
+            return await self._view(session, owner, build_id)
+
+    async def page(
+        self, owner: str, state: BuildState | None, dataset: str | None, cursor: str | None, limit: int
+    ) -> wire.BuildPage:
+        after = pages.decode(cursor, "builds", int)
+        async with self._database.begin() as session:
+            rows = await browse.builds(
+                session, owner, state=state, dataset=dataset, below=after[0] if after else None, limit=limit + 1
+            )
+            page, more = pages.split(rows, limit)
+            items = await self._views(session, page)
+        return wire.BuildPage(items=items, next=pages.encode("builds", [items[-1].id]) if more else None)
+
+    async def act(self, owner: str, build_id: int, action: str) -> wire.Build:
+        """Pause, resume or cancel. Raises `NotFound`, and `Conflict` where the build's state does not allow it."""
+        async with self._database.begin() as session:
+            build = await repository.lock_build(session, build_id, owner)
+            if action == "resume":
+                await lifecycle.resume(session, build)
+            else:
+                {"pause": lifecycle.pause, "cancel": lifecycle.cancel}[action](build)
+            await session.flush()
+            session.expire_all()
+            return await self._view(session, owner, build_id)
+
+    async def samples(
+        self,
+        owner: str,
+        build_id: int,
+        *,
+        sort: SampleSort,
+        descending: bool,
+        wanted: SampleFilter,
+        texts: bool,
+        cursor: str | None,
+        limit: int,
+    ) -> wire.SamplePage:
+        order = f"{sort.value}{'-' if descending else '+'}"
+        kinds: dict[SampleSort, list[type]] = {
+            SampleSort.by_index: [],
+            SampleSort.by_reward: [float],
+            SampleSort.by_length: [int],
+        }
+        after = pages.decode(cursor, order, *kinds[sort], int, int)
+        async with self._database.begin() as session:
+            build = await repository.find_build(session, build_id, owner)
+            rows = await browse.samples(
+                session, build, sort, descending=descending, wanted=wanted, after=after, limit=limit + 1
+            )
+            page, more = pages.split(rows, limit)
+            found = await self._texts(session, build_id, page) if texts else {}
+        items = [views.sample_view(s, score, found.get((s.problem, s.sample_idx), {})) for s, score in page]
+        return wire.SamplePage(
+            items=items, next=pages.encode(order, browse.sort_key(sort, *page[-1])) if more else None
+        )
+
+    async def _texts(
+        self, session: AsyncSession, build_id: int, page: list[tuple[Sample, Score | None]]
+    ) -> dict[tuple[int, int], dict[str, Any]]:
+        """The texts of samples, from the spool while they lie there, else from their file."""
+        keys = [(sample.problem, sample.sample_idx) for sample, _ in page]
+        rows = await browse.texts(session, build_id, keys) if keys else []
+        places = {(row.uri, row.row) for row in rows if row.uri is not None}
+        sealed = await asyncio.to_thread(Traces(self._store).read, places)
+        found = {}
+        for row in rows:
+            texts: dict[str, Any] = {"question": row.question, "answer": row.answer}
+            if row.texts is not None:
+                texts |= decompress(row.texts).model_dump(include={"explanation", "completion"})
+            elif row.uri is not None:
+                trace = sealed[row.uri, row.row]
+                texts |= {"explanation": trace["explanation"], "completion": trace["completion"]}
+            found[row.problem, row.sample_idx] = texts
+        return found
+
+    async def events(self, owner: str, build_id: int, cursor: str | None, limit: int) -> wire.EventPage:
+        after = pages.decode(cursor, "events", int)
+        async with self._database.begin() as session:
+            await repository.find_build(session, build_id, owner)
+            rows = await browse.events(session, build_id, after[0] if after else 0, limit + 1)
+        page, more = pages.split(rows, limit)
+        items = [views.event_view(event) for event in page]
+        return wire.EventPage(items=items, next=pages.encode("events", [items[-1].id]) if more else None)
+
+    async def _view(self, session: AsyncSession, owner: str, build_id: int) -> wire.Build:
+        rows = await browse.builds(session, owner, build_id=build_id)
+        if not rows:
+            await repository.find_build(session, build_id, owner)  # raises NotFound
+        return (await self._views(session, rows))[0]
+
+    async def _views(self, session: AsyncSession, rows: list[BuildRow]) -> list[wire.Build]:
+        ids = [row.build.id for row in rows]
+        totals = await repository.totals(session, ids)
+        notes = await browse.notes(session, ids)
+        return [views.build_view(row, totals.get(row.build.id), notes.get(row.build.id)) for row in rows]

@@ -1,0 +1,115 @@
+"""`rlt-jobs relay`: sends the outbox, takes back lost leases, rings again for what was forgotten.
+
+Any number of replicas may run: outbox rows are locked one by one, and the rest is done by whoever gets the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import Unavailable
+from rlt_jobs import outbox
+from rlt_jobs.builds import lifecycle
+from rlt_jobs.celery_app import CANARY, depth, make_celery, send
+from rlt_jobs.database import Database
+from rlt_jobs.leases import reap, unattended
+from rlt_jobs.outbox import Message, Queue
+from rlt_jobs.settings import Settings
+
+__all__ = ["Relay", "run"]
+
+log = logging.getLogger(__name__)
+
+REAP_LOCK = 0x524C54_02
+CANARY_LOCK = 0x524C54_03
+BATCH = 500  # messages a transaction: a crash sends so many twice at most
+PAUSE_AFTER_FAILURE = 2.0
+
+
+class Relay:
+    """The loops, one method each; a test calls them one at a time."""
+
+    def __init__(self, settings: Settings, database: Database, celery: Celery) -> None:
+        self._settings = settings
+        self._database = database
+        self._celery = celery
+
+    async def relay(self) -> int:
+        """Send what waits. Returns how many."""
+        async with self._database.begin() as session:
+            return await outbox.relay(session, self._send, limit=BATCH)
+
+    async def _send(self, message: Message) -> None:
+        await asyncio.to_thread(send, self._celery, message)
+
+    async def reap(self) -> None:
+        """End expired leases, ring for what nobody took, close builds that have ended."""
+        waiting = await asyncio.to_thread(depth, self._celery, Queue.shards)
+        async with self._database.begin() as session:
+            if not await _alone(session, REAP_LOCK):
+                return
+            await reap(session, max_barren=self._settings.max_barren)
+            if waiting < BATCH:  # a long queue has forgotten nothing; ringing again would only lengthen it
+                await unattended(session, seconds=self._settings.reconcile_seconds, limit=BATCH - waiting)
+            await lifecycle.settle_all(session)
+
+    async def canary(self) -> None:
+        async with self._database.begin() as session:
+            if await _alone(session, CANARY_LOCK):
+                await outbox.ring_canaries(session, CANARY)
+                await outbox.purge(session)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`. A database or broker that is away is waited for."""
+        settings = self._settings
+        await asyncio.gather(
+            _repeat(stop, settings.relay_seconds, self._drain),
+            _repeat(stop, settings.reap_seconds, self.reap),
+            _repeat(stop, settings.canary_seconds, self.canary),
+        )
+
+    async def _drain(self) -> None:
+        while await self.relay() == BATCH:
+            pass
+
+
+async def _alone(session: AsyncSession, lock: int) -> bool:
+    """Whether this transaction is the only one that does this now."""
+    return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
+
+
+async def _repeat(stop: asyncio.Event, seconds: float, act: Callable[[], Awaitable[object]]) -> None:
+    while not stop.is_set():
+        pause = seconds
+        try:
+            await act()
+        except (Unavailable, OperationalError) as error:
+            log.warning("waiting: %s", error)
+            pause = max(seconds, PAUSE_AFTER_FAILURE)
+        except Exception:  # a loop that ends would stop every build without a word
+            log.exception("failed; tried again")
+            pause = max(seconds, PAUSE_AFTER_FAILURE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await stop.wait()
+
+
+async def run(settings: Settings) -> None:
+    """The process: until SIGTERM or Ctrl-C."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    database = Database(settings.database_url, name="rlt-jobs relay", pool=3)
+    try:
+        await Relay(settings, database, make_celery(settings)).run(stop)
+    finally:
+        await database.close()

@@ -1,0 +1,84 @@
+"""`/uploads`, `/datasets`, `/versions`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from fastapi import Path, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from rlt_client.errors import InvalidRequest
+from rlt_client.schemas import builds as wire
+from rlt_client.schemas.builds import ExportFormat, ExportShape, storable
+from rlt_client.schemas.common import FieldError, Scope
+from rlt_jobs.pages import Cursor, Limit
+from rlt_jobs.store.export import MEDIA_TYPES
+from rlt_jobs.store.service import StoreService
+from rlt_service.auth import Principal, requires
+from rlt_service.routing import Router
+
+__all__ = ["router"]
+
+Caller = Annotated[Principal, requires(Scope.build)]
+VersionId = Annotated[int, Path(ge=1, lt=2**63)]
+DatasetName = Annotated[str, Path(max_length=wire.MAX_NAME, pattern=wire.NAME_PATTERN)]
+UploadName = Annotated[str | None, Query(max_length=255, description="for people, such as the file's name")]
+
+
+def router(service: StoreService) -> Router:
+    routes = Router(tags=["datasets"], dependencies=[requires(Scope.build)])
+
+    @routes.post("/uploads", status_code=201, max_body_size=sys.maxsize)  # the settings' own limit is counted
+    async def create_upload(request: Request, caller: Caller, name: UploadName = None) -> wire.Upload:
+        """The body is the file itself: JSON lines, one problem a line."""
+        _refuse_forms(request)
+        try:
+            return await service.upload(caller.owner, _checked(name), request.stream())
+        except ClientDisconnect as error:
+            raise InvalidRequest("the upload broke off", type="incomplete_upload") from error
+
+    @routes.get("/datasets")
+    async def list_datasets(caller: Caller, cursor: Cursor = None, limit: Limit = 100) -> wire.DatasetPage:
+        """By name."""
+        return await service.datasets(caller.owner, cursor, limit)
+
+    @routes.get("/datasets/{name}/versions")
+    async def list_versions(
+        name: DatasetName, caller: Caller, cursor: Cursor = None, limit: Limit = 100
+    ) -> wire.VersionPage:
+        """Newest first."""
+        return await service.versions(caller.owner, name, cursor, limit)
+
+    @routes.get("/versions/{version_id}")
+    async def get_version(version_id: VersionId, caller: Caller) -> wire.Version:
+        return await service.version(caller.owner, version_id)
+
+    @routes.get("/versions/{version_id}/export", response_class=StreamingResponse)
+    async def export_version(
+        version_id: VersionId,
+        caller: Caller,
+        format: ExportFormat = ExportFormat.jsonl,
+        shape: ExportShape = ExportShape.messages,
+    ) -> StreamingResponse:
+        """The version as a file, streamed. A connection that breaks off means that it is not whole."""
+        name, export = await service.export(caller.owner, version_id, shape)
+        media_type, suffix = MEDIA_TYPES[format]
+        headers = {"content-disposition": f'attachment; filename="{name}.{suffix}"'}
+        return StreamingResponse(export.stream(format), media_type=media_type, headers=headers)
+
+    return routes
+
+
+def _refuse_forms(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise InvalidRequest("send the file itself as the body, not a form", type="unsupported_media_type")
+
+
+def _checked(name: str | None) -> str | None:
+    try:
+        return None if name is None else storable(name)
+    except ValueError as error:
+        raise InvalidRequest(errors=[FieldError(pointer="/query/name", detail=str(error))]) from error

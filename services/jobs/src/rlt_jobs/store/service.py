@@ -1,0 +1,147 @@
+"""What the API does with uploads, data sets and versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import InvalidRequest, PayloadTooLarge
+from rlt_client.schemas import builds as wire
+from rlt_client.schemas.builds import ExportShape
+from rlt_jobs import pages
+from rlt_jobs.builds.models import Scorer
+from rlt_jobs.builds.views import scorer_view
+from rlt_jobs.database import Database
+from rlt_jobs.settings import Settings
+from rlt_jobs.store import repository
+from rlt_jobs.store.card import card
+from rlt_jobs.store.export import Export
+from rlt_jobs.store.files import HashingWriter, Store, Stored
+from rlt_jobs.store.models import Version
+from rlt_jobs.store.shapes import Shape, student_format
+
+__all__ = ["StoreService"]
+
+CHUNK = 2**20
+
+
+class StoreService:
+    def __init__(self, settings: Settings, database: Database, store: Store) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+
+    async def upload(self, owner: str, name: str | None, body: AsyncIterator[bytes]) -> wire.Upload:
+        """Stream a body to disk. Raises `PayloadTooLarge`, and `InvalidRequest` for an empty one."""
+        upload_id = uuid4()
+        with self._store.create(f"uploads/{upload_id}.jsonl") as pending:
+            async for part in _parts(body):
+                if pending.writer.size + len(part) > self._settings.max_upload_bytes:
+                    raise PayloadTooLarge(f"an upload has {self._settings.max_upload_bytes} bytes at most")
+                await asyncio.to_thread(pending.writer.write, part)
+            _expect_some(pending.writer)
+        async with self._database.begin() as session:
+            row = await repository.add_upload(session, upload_id, owner, name, pending.stored)
+        return wire.Upload(id=row.id, name=row.name, bytes=row.bytes, sha256=row.sha256, created_at=row.created_at)
+
+    async def datasets(self, owner: str, cursor: str | None, limit: int) -> wire.DatasetPage:
+        after = pages.decode(cursor, "datasets", str)
+        async with self._database.begin() as session:
+            rows = await repository.datasets(session, owner, after[0] if after else "", limit + 1)
+        page, more = pages.split(rows, limit)
+        items = [
+            wire.Dataset(
+                name=row.Dataset.name,
+                created_at=row.Dataset.created_at,
+                builds=row.builds,
+                versions=row.versions,
+                latest_version=row.newest,
+            )
+            for row in page
+        ]
+        return wire.DatasetPage(items=items, next=pages.encode("datasets", [items[-1].name]) if more else None)
+
+    async def versions(self, owner: str, name: str, cursor: str | None, limit: int) -> wire.VersionPage:
+        after = pages.decode(cursor, "versions", int)
+        async with self._database.begin() as session:
+            dataset = await repository.dataset(session, name, owner)
+            rows = await repository.versions(session, dataset.id, after[0] if after else None, limit + 1)
+            page, more = pages.split(rows, limit)
+            items = [await _view(session, name, version, scorer) for version, scorer in page]
+        return wire.VersionPage(items=items, next=pages.encode("versions", [items[-1].number]) if more else None)
+
+    async def version(self, owner: str, version_id: int) -> wire.Version:
+        async with self._database.begin() as session:
+            version, dataset, scorer = await repository.find_version(session, version_id, owner)
+            return await _view(session, dataset.name, version, scorer)
+
+    async def export(self, owner: str, version_id: int, shape: ExportShape) -> tuple[str, Export]:
+        """A name for the file, and the export, proved to be there whole.
+
+        Raises:
+            NotFound, Conflict: the format that the messages need is not known.
+            InternalError: a file is missing or damaged.
+        """
+        async with self._database.begin() as session:
+            version, dataset, scorer = await repository.find_version(session, version_id, owner)
+            files = await repository.version_files(session, version_id)
+        wants_messages = shape is ExportShape.messages
+        student = student_format(version.lineage, self._settings.formats) if wants_messages else None
+        facts = {
+            "selection": version.selection,
+            "scorer": view.model_dump() if (view := scorer_view(scorer)) else None,
+            "counts": version.counts,
+            "lineage": version.lineage,
+            "manifest_sha256": version.manifest_sha256,
+        }
+        export = Export(
+            store=self._store,
+            manifest=Stored(version.manifest_uri, version.manifest_bytes, version.manifest_sha256),
+            files={file.id: Stored(file.uri, file.bytes, file.sha256) for file in files},
+            shape=Shape(shape, student),
+            card=card(dataset.name, version.number, version.rows, shape.value, facts),
+        )
+        await asyncio.to_thread(export.check)
+        return f"{dataset.name}-v{version.number}", export
+
+
+async def _parts(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body in pieces worth a thread's while."""
+    held = bytearray()
+    async for piece in body:
+        held += piece
+        if len(held) >= CHUNK:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+def _expect_some(writer: HashingWriter) -> None:
+    if writer.size == 0:
+        raise InvalidRequest("the body is empty: send JSON lines", type="empty_upload")
+
+
+async def _view(session: AsyncSession, dataset: str, version: Version, scorer: Scorer | None) -> wire.Version:
+    files = await repository.version_files(session, version.id)
+    manifest = wire.FileRef(
+        uri=version.manifest_uri, rows=version.rows, bytes=version.manifest_bytes, sha256=version.manifest_sha256
+    )
+    return wire.Version(
+        id=version.id,
+        dataset=dataset,
+        number=version.number,
+        parent=version.parent_id,
+        build=version.build_id,
+        rows=version.rows,
+        selection=wire.Selection.model_validate(version.selection),
+        scorer=scorer_view(scorer),
+        manifest=manifest,
+        files=[wire.FileRef(uri=f.uri, rows=f.rows, bytes=f.bytes, sha256=f.sha256) for f in files],
+        counts=version.counts,
+        lineage=version.lineage,
+        created_at=version.created_at,
+    )
