@@ -8,13 +8,13 @@ from fastapi import Depends, Request, Response
 
 from rlt_client.schemas.common import Scope
 from rlt_client.schemas.reward import RewardRequest, RewardResponse, SpecRequest
-from rlt_reward_server.callers import while_connected
 from rlt_reward_server.catalog import Entry
 from rlt_reward_server.models import LoadedModel
 from rlt_reward_server.reward import ESTIMATORS, PRESETS, RewardPreset
 from rlt_reward_server.schemas import FormatInfo, FormatList, ModelInfo, ModelList, PresetInfo, PresetList
 from rlt_reward_server.service import RewardService
 from rlt_service.auth import requires
+from rlt_service.callers import while_connected
 from rlt_service.routing import Router
 
 __all__ = ["router"]

@@ -22,7 +22,7 @@ from rlt_client.schemas.reward import (
     ScoreUsage,
     SpecRequest,
 )
-from rlt_reward_server import assemble, timing
+from rlt_reward_server import assemble
 from rlt_reward_server.batcher import Batcher, Done, Work
 from rlt_reward_server.catalog import Catalog
 from rlt_reward_server.metrics import RewardMetrics
@@ -32,6 +32,7 @@ from rlt_reward_server.prepare import Plan, Prepared, Reader, outcome
 from rlt_reward_server.probe import probe_item
 from rlt_reward_server.reward import ESTIMATORS, PRESETS
 from rlt_reward_server.settings import Settings
+from rlt_service import timing
 
 __all__ = ["PassBatcher", "RewardService", "Role", "run_on"]
 
@@ -82,9 +83,7 @@ class RewardService:
         plan = self._plan(request)
         prepared = await asyncio.to_thread(lambda: [outcome(plan, item) for item in request.items])
         measured = await self._measure(prepared)
-        scores = [
-            _score(plan, item, index, m) for index, (item, m) in enumerate(zip(request.items, measured, strict=True))
-        ]
+        scores = await asyncio.to_thread(_scores, plan, request.items, measured)
         return self._response(plan, scores, [m for m in measured if isinstance(m, _Measured)], began)
 
     def _plan(self, request: RewardRequest) -> Plan:
@@ -181,6 +180,11 @@ def _passes(measured: _Measured) -> list[Done[PassResult]]:
 
 def _moments(done: Done[PassResult]) -> tuple[float, float, float]:
     return done.enqueued, done.started, done.finished
+
+
+def _scores(plan: Plan, items: Sequence[RewardItem], measured: Sequence[_Measured | ItemError]) -> list[Score]:
+    pairs = zip(items, measured, strict=True)
+    return [_score(plan, item, index, found) for index, (item, found) in enumerate(pairs)]
 
 
 def _score(plan: Plan, item: RewardItem, index: int, measured: _Measured | ItemError) -> Score:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlt_reward_server.timing import split
+from rlt_service.timing import split
 
 moments = st.tuples(st.floats(1, 50), st.floats(0, 20), st.floats(0, 20)).map(lambda m: (m[0], m[0] + m[1], sum(m)))
 
