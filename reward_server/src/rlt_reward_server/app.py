@@ -55,7 +55,7 @@ def build(settings: Settings) -> FastAPI:
         return await _ready(app.state.service)
 
     app = create_app(
-        title="RLT reward server",
+        title="rlt-reward-server",
         version=version("rlt-reward-server"),
         settings=settings,
         routers=[router],

@@ -41,7 +41,7 @@ def build(settings: Settings) -> FastAPI:
         return {"database": await _database_check(database), "store": await asyncio.to_thread(_store_check, store)}
 
     return create_app(
-        title="RLT jobs",
+        title="rlt-jobs",
         version=version("rlt-jobs"),
         settings=settings,
         routers=[
