@@ -80,6 +80,8 @@ class Relay:
     async def _drain(self) -> None:
         while await self.relay() == BATCH:
             pass
+        if self._settings.heartbeat_file is not None:
+            self._settings.heartbeat_file.touch()
 
 
 async def _alone(session: AsyncSession, lock: int) -> bool:

@@ -55,7 +55,9 @@ class Settings(ServerSettings):
     start_in_flight: int = Field(16, ge=1, description="requests under way at the start; grows while none is refused")
     request_seconds: float = Field(900.0, gt=0, description="for one explanation or score, queueing there included")
     patience_seconds: float = Field(5.0, ge=0, description="a broken connection is retried for so long, then believed")
-    heartbeat_file: Path | None = Field(None, description="touched by the worker while it lives, for an orchestrator")
+    heartbeat_file: Path | None = Field(
+        None, description="touched by the worker or relay once it is ready and while it lives, for an orchestrator"
+    )
 
     relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")
     reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")

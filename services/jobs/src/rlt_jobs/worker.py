@@ -102,6 +102,8 @@ def make_worker(settings: Settings) -> Celery:
     app.task(canary, name=CANARY, bind=True)
     signals.worker_shutting_down.connect(lambda **_: runtime.drain(), weak=False)
     if settings.heartbeat_file is not None:
+        touch = settings.heartbeat_file.touch
+        signals.worker_ready.connect(lambda **_: touch(), weak=False)
         app.steps["worker"].add(_heartbeat(settings))
     return app
 
