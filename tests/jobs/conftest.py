@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
+from rlt_client.errors import APIError
 from rlt_client.schemas.builds import BuildProblem, BuildRequest
 from rlt_client.schemas.common import GenStatus, ScoreStatus
+from rlt_client.schemas.explain import ExplainRequest
+from rlt_client.testing import FakePlatform
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.spec import Spec, request_hash
+from rlt_jobs.builds.work import Services
 from rlt_jobs.database import Database
 from rlt_jobs.leases import Claimed, claim_shard
+from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 
 MakeBuild = Callable[..., Awaitable[int]]
@@ -37,9 +48,12 @@ def store(tmp_path: Path) -> Store:
 def make_build(database: Database) -> MakeBuild:
     """A running build of `problems` × `n` samples in shards of `shard_samples`; gives its id."""
 
-    async def make(*, problems: int = 3, n: int = 2, shard_samples: int = 256, owner: str = "ann") -> int:
-        rows = [BuildProblem(question=f"Q{i}", answer=f"A{i}") for i in range(problems)]
-        request = BuildRequest(dataset=f"set-{uuid.uuid4().hex}", problems=rows, n=n)
+    async def make(
+        *, problems: int = 3, n: int = 2, shard_samples: int = 256, owner: str = "ann", **options: Any
+    ) -> int:
+        given = {"explanation": "because"} if options.get("kind") == "score" else {}
+        rows = [BuildProblem(question=f"Q{i}", answer=f"A{i}", **given) for i in range(problems)]
+        request = BuildRequest(dataset=f"set-{uuid.uuid4().hex}", problems=rows, n=n, **options)
         spec = Spec.of(request)
         async with database.begin() as session:
             build = await repository.insert_build(
@@ -95,3 +109,69 @@ def outcome() -> Callable[..., Outcome]:
         )
 
     return make
+
+
+class Platform(FakePlatform):
+    """Teacher and reward server whose answers depend on question and seed alone, and which can be told to misbehave.
+
+    `rules`: called with each request's path and question (of its first item); what one returns is raised.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(explain=self._said, refuse=self._refused)
+        self.rules: list[Callable[[str, str], APIError | None]] = []
+        self.delay = 0.0
+        """Seconds of an explanation."""
+
+    @staticmethod
+    def said(question: str, seed: int | None) -> str:
+        return f"{question}: {hashlib.sha256(f'{question}/{seed}'.encode()).hexdigest()}"
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        async def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/explain":
+                await asyncio.sleep(self.delay)
+            return self.handle(request)
+
+        return httpx.MockTransport(answer)
+
+    def _said(self, request: ExplainRequest, _index: int) -> str:
+        return self.said(request.question, request.seed)
+
+    def _refused(self, request: httpx.Request) -> APIError | None:
+        body = json.loads(request.content or b"{}")
+        question = body.get("question") or (body.get("items") or [{}])[0].get("question", "")
+        for rule in self.rules:
+            if error := rule(request.url.path, question):
+                return error
+        return None
+
+
+@pytest.fixture
+def platform() -> Platform:
+    return Platform()
+
+
+@pytest.fixture
+def settings(postgres_url: str, store: Store) -> Settings:
+    return Settings(
+        database_url=postgres_url,
+        store=store.root,
+        lease_seconds=20,
+        heartbeat_seconds=0.1,
+        flush_seconds=0.1,
+        patience_seconds=0,
+        start_in_flight=4,
+        max_in_flight=4,
+    )
+
+
+@pytest.fixture
+async def services(settings: Settings, database: Database, store: Store, platform: Platform) -> AsyncIterator[Services]:
+    """What a worker works with, its HTTP ending in `platform`."""
+    transport = platform.transport()
+    async with (
+        AsyncTeacherClient("http://teacher", patience=0, transport=transport) as teacher,
+        AsyncRewardClient("http://reward", patience=0, transport=transport) as reward,
+    ):
+        yield Services(settings, database, store, teacher, reward, worker="test")

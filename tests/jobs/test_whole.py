@@ -24,6 +24,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 import redis
+
 from rlt_client.errors import APIError, Unavailable
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
@@ -183,7 +184,10 @@ def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(
     assert done["state"] == "done", done
     assert done["counts"]["gen"]["complete"] == problems * n
     assert done["counts"]["missing"] == 0
-    rows = service.query("SELECT problem, array_agg(sample_idx ORDER BY sample_idx) FROM samples WHERE build_id = %s GROUP BY 1 ORDER BY 1", id)
+    rows = service.query(
+        "SELECT problem, array_agg(sample_idx ORDER BY sample_idx) FROM samples WHERE build_id = %s GROUP BY 1 ORDER BY 1",
+        id,
+    )
     assert rows == [(problem, list(range(n))) for problem in range(problems)]
     assert service.query("SELECT count(*) FROM scores WHERE build_id = %s", id) == [(problems * n,)]
     assert service.query("SELECT count(*) FROM spool") == [(0,)]
@@ -192,9 +196,7 @@ def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(
     version = service.get(f"/versions/{done['version']}")
     assert version["rows"] == problems * n
     rows = [row for file in version["files"] for row in pq.read_table(service.settings.store / file["uri"]).to_pylist()]
-    expected = {
-        (p, s): said(f"Q{p}", sample_seed(7, p, s, 0)) for p in range(problems) for s in range(n)
-    }
+    expected = {(p, s): said(f"Q{p}", sample_seed(7, p, s, 0)) for p in range(problems) for s in range(n)}
     assert {(row["problem"], row["sample_idx"]): row["explanation"] for row in rows} == expected
     assert len(rows) == problems * n
 

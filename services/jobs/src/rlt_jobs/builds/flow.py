@@ -40,7 +40,14 @@ class Flow:
         self._most = most
         self._last_cut = -1.0
         self._open_at = 0.0
+        self._closed: Exception | None = None
         self._moved = asyncio.Condition()
+
+    async def close(self, reason: Exception) -> None:
+        """Let nobody in any more: those who wait, or come, get `reason` raised. Who is in may finish."""
+        self._closed = reason
+        async with self._moved:
+            self._moved.notify_all()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
@@ -55,6 +62,8 @@ class Flow:
 
     async def _enter(self) -> None:
         while True:
+            if self._closed is not None:
+                raise self._closed
             pause = self._open_at - self.now()
             if pause > 0:
                 await asyncio.sleep(pause)

@@ -34,7 +34,7 @@ from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.repository import ScorerKey
 from rlt_jobs.builds.spec import Spec, request_key, sample_seed
 
-__all__ = ["Misconfigured", "Sampler", "Unhealthy"]
+__all__ = ["Made", "Misconfigured", "RewardUnhealthy", "Sampler", "TeacherUnhealthy", "Unhealthy"]
 
 T = TypeVar("T")
 
@@ -43,11 +43,19 @@ class Unhealthy(RLTError):
     """Teacher or reward server is not there or not well: nobody's samples are to blame."""
 
 
+class TeacherUnhealthy(Unhealthy):
+    """Nothing new can be asked for; what is under way may still come, and be scored."""
+
+
+class RewardUnhealthy(Unhealthy):
+    """Whatever comes now cannot be scored."""
+
+
 class Misconfigured(RLTError):
     """A server refuses what this build asks for, whatever the sample: an unknown format, policy, student, …"""
 
-    def __init__(self, service: str, error: APIError) -> None:
-        super().__init__(f"the {service} refuses this build: {error}")
+    def __init__(self, error: APIError) -> None:
+        super().__init__(f"the servers do not take what this build asks for: {error}")
         self.problem = error.problem()
         self.problem.detail = str(self)
 
@@ -82,9 +90,8 @@ class Sampler:
             return await self._score_given(problem, sample_idx, try_)
         seed = sample_seed(self._spec.seed, problem.idx, sample_idx, try_)
         try:
-            reply = await self._ask(
-                "teacher", self._teaching, lambda: self._teacher.explain(self._request(problem, seed))
-            )
+            request = self._request(problem, seed)
+            reply = await self._ask(TeacherUnhealthy, self._teaching, lambda: self._teacher.explain(request))
         except _Refused as refusal:
             return Made(self._failed(problem, sample_idx, try_, seed, refusal.error), None)
         explanation = reply.explanations[0]
@@ -131,7 +138,7 @@ class Sampler:
         spec = self._spec
         try:
             scored = await self._ask(
-                "reward server",
+                RewardUnhealthy,
                 self._scoring,
                 lambda: self._reward.score_item(item, spec=spec.spec, format=spec.format, student=spec.student),
             )
@@ -139,7 +146,7 @@ class Sampler:
             return Scored(ScoreStatus.score_error, reason=refusal.error.type), None
         return _scored(scored.score), _scorer_key(scored, sent=item.teacher is not None)
 
-    async def _ask(self, service: str, flow: Flow, call: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, unhealthy: type[Unhealthy], flow: Flow, call: Callable[[], Awaitable[T]]) -> T:
         while True:
             async with flow.turn() as turn:
                 try:
@@ -148,11 +155,13 @@ class Sampler:
                     turn.refused(error.retry_after)
                     continue
                 except (Unavailable, Unauthorized, Forbidden, TransportError, ProtocolError) as error:
-                    raise Unhealthy(f"{service}: {error}") from error
+                    ill = unhealthy(str(error))
+                    await flow.close(ill)
+                    raise ill from error
                 except (InvalidRequest, NotFound, Conflict) as error:
                     if _is_about_texts(error):
                         raise _Refused(error) from error
-                    raise Misconfigured(service, error) from error
+                    raise Misconfigured(error) from error
                 except APIError as error:
                     raise _Refused(error) from error
                 turn.accepted()

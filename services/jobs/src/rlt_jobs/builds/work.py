@@ -25,7 +25,7 @@ from rlt_jobs.builds.flush import flush
 from rlt_jobs.builds.models import Problem
 from rlt_jobs.builds.outcomes import Outcome
 from rlt_jobs.builds.repository import ScorerChanged, ScorerKey
-from rlt_jobs.builds.sampler import Made, Misconfigured, Sampler, Unhealthy
+from rlt_jobs.builds.sampler import Made, Misconfigured, Sampler, TeacherUnhealthy, Unhealthy
 from rlt_jobs.builds.spec import Spec
 from rlt_jobs.database import Database
 from rlt_jobs.leases import Claimed, LeaseLost, claim_shard, give_back, hold_shard, renew_shard
@@ -38,6 +38,7 @@ __all__ = ["DRAIN_SECONDS", "Services", "Stopped", "unwrapped", "work_shard"]
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 0.5  # how soon a worker that is told to stop gives its shard back
+WIND_UP_SECONDS = 30.0  # for what was under way when the teacher fell ill
 DATABASE_PAUSE = 0.5  # before asking again a database that went away
 
 T = TypeVar("T")
@@ -146,14 +147,25 @@ class _Run:
         return Sampler(spec, self._services.teacher, self._services.reward, teaching, scoring)
 
     async def _make_all(self, sampler: Sampler, problems: dict[int, Problem], todo: list[tuple[int, int]]) -> None:
+        ill: list[TeacherUnhealthy] = []
+
         async def make(problem: int, sample_idx: int) -> None:
-            self._finished.append(await sampler.make(problems[problem], sample_idx, self._lease.try_))
-            if len(self._finished) >= self._settings.flush_rows:
-                self._enough.set()
+            try:
+                self._finish(await sampler.make(problems[problem], sample_idx, self._lease.try_))
+            except TeacherUnhealthy as error:  # the others under way may still end well
+                if not ill:
+                    asyncio.get_running_loop().call_later(WIND_UP_SECONDS, _cancel, tasks)
+                ill.append(error)
 
         async with unwrapped(), asyncio.TaskGroup() as group:
-            for problem, sample_idx in todo:
-                group.create_task(make(problem, sample_idx))
+            tasks = [group.create_task(make(problem, sample_idx)) for problem, sample_idx in todo]
+        if ill:
+            raise ill[0]
+
+    def _finish(self, made: Made) -> None:
+        self._finished.append(made)
+        if len(self._finished) >= self._settings.flush_rows:
+            self._enough.set()
 
     @asynccontextmanager
     async def _kept_alive(self) -> AsyncIterator[None]:
@@ -233,6 +245,11 @@ class _Run:
             except Unavailable as error:
                 log.warning("waiting for the database: %s", error)
                 await asyncio.sleep(DATABASE_PAUSE)
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 @asynccontextmanager
