@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
 from rlt_trainer.tiny import Problem, good_trace, leaking_trace, problems
@@ -43,12 +44,18 @@ def sampled(model: LlamaForCausalLM) -> list[Sampled]:
     """Eight traces for each problem, problem by problem."""
     asked = [problem for problem in PROBLEMS for _ in range(SAMPLES)]
     ids = torch.tensor([encode(f"{problem.question} = {problem.answer} >") for problem in asked])
-    begins, noise = ids.shape[1], torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        for _ in range(LONGEST):
-            chances = torch.softmax(model(input_ids=ids, use_cache=False).logits[:, -1] / TEMPERATURE, -1)
-            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=noise)], 1)
-    told = [" ".join(VOCABULARY[i] for i in row) for row in ids[:, begins:].tolist()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        written = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=0,
+            max_new_tokens=LONGEST,
+            eos_token_id=vocabulary()["#"],
+        )
+    told = [" ".join(VOCABULARY[i] for i in row) for row in written[:, ids.shape[1] :].tolist()]
     return [Sampled(problem, text.partition("#")[0], "#" in text) for problem, text in zip(asked, told, strict=True)]
 
 
@@ -56,29 +63,39 @@ def encode(text: str) -> list[int]:
     return [vocabulary()[word] for word in text.split()]
 
 
-def log_probs(model: LlamaForCausalLM, prompt: list[int], rest: list[int]) -> Tensor:
-    """Log-probs [len(rest)] of `rest` after `prompt`, at the temperature of the reward."""
+def log_probs(model: LlamaForCausalLM, texts: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """For each (prompt, rest) the log-probs [len(rest)] of `rest`, at the temperature of the reward."""
+    rows = [torch.tensor(prompt + rest) for prompt, rest in texts]
+    ids = pad_sequence(rows, batch_first=True)  # on the right: causal attention never sees it
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([prompt + rest]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return torch.log_softmax(logits / TEMPERATURE, -1)[range(len(rest)), rest]
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    chosen = torch.log_softmax(logits / TEMPERATURE, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return [chosen[i, len(prompt) - 1 :][: len(rest)] for i, (prompt, rest) in enumerate(texts)]
 
 
-def rewards(model: LlamaForCausalLM, problem: Problem, trace: str, *, closed: bool = True) -> list[float]:
-    """One reward for each of `LAMBDAS`."""
-    question, thoughts, answer = encode(problem.question), encode(trace), encode(problem.answer)
-    student = log_probs(model, question + encode(">"), thoughts + encode("#") + answer)
-    teacher = log_probs(model, question + encode("=") + answer + encode(">"), thoughts)
-    solution = student[len(thoughts) + 1 :]
-    kl = teacher - student[: len(thoughts)] if thoughts else torch.ones(1)
+def rewards(model: LlamaForCausalLM, written: list[Sampled]) -> Tensor:
+    """Rewards [N, 2], one for each of `LAMBDAS`."""
+    student, teacher = [], []
+    for one in written:
+        question, thoughts, answer = encode(one.problem.question), encode(one.trace), encode(one.problem.answer)
+        student.append((question + encode(">"), thoughts + encode("#") + answer))
+        teacher.append((question + encode("=") + answer + encode(">"), thoughts))
+    pairs = zip(log_probs(model, student), log_probs(model, teacher), written, strict=True)
+    return torch.stack([reward(student, teacher, closed=one.closed) for student, teacher, one in pairs])
+
+
+def reward(student: Tensor, teacher: Tensor, *, closed: bool) -> Tensor:
+    """`student` [thoughts + tag + answer], `teacher` [thoughts] → [2]."""
+    solution = student[len(teacher) + 1 :]
+    kl = teacher - student[: len(teacher)] if len(teacher) else torch.ones(1)
     r_ss, r_kl = solution.mean() + 0.01 * solution.min(), kl.mean() + 0.01 * kl.max()
-    return [float(r_ss - weight * r_kl) - (not closed) for weight in LAMBDAS]
+    return r_ss - torch.tensor(LAMBDAS) * r_kl - (0 if closed else 1)
 
 
 @pytest.fixture(scope="module")
 def sampled_rewards(model: LlamaForCausalLM, sampled: list[Sampled]) -> Tensor:
     """[100 problems, 8 samples, 2 lambdas]."""
-    scored = [rewards(model, one.problem, one.trace, closed=one.closed) for one in sampled]
-    return torch.tensor(scored).view(len(PROBLEMS), SAMPLES, len(LAMBDAS))
+    return rewards(model, sampled).view(len(PROBLEMS), SAMPLES, len(LAMBDAS))
 
 
 def test_the_teacher_closes_its_explanations(sampled: list[Sampled]) -> None:
@@ -106,22 +123,17 @@ def test_the_best_of_eight_is_a_good_trace_more_often_than_a_sample_is(
     assert best.float().mean() > 2.5 * good.float().mean()
 
 
-@pytest.mark.parametrize("weight", range(len(LAMBDAS)), ids=[f"lambda-{value:g}" for value in LAMBDAS])
-def test_a_good_trace_outranks_a_leaking_one(model: LlamaForCausalLM, weight: int) -> None:
-    assert wins(model, leaking_trace, weight) >= 95
-
-
-def wins(model: LlamaForCausalLM, rival: Callable[[Problem], str], weight: int) -> int:
-    """On how many of the problems the good trace has the higher reward."""
-    pairs = [(good_trace(problem), rival(problem), problem) for problem in PROBLEMS]
-    return sum(rewards(model, p, good)[weight] > rewards(model, p, bad)[weight] for good, bad, p in pairs)
+def test_a_good_trace_outranks_a_leaking_one(model: LlamaForCausalLM) -> None:
+    good = rewards(model, [Sampled(problem, good_trace(problem), True) for problem in PROBLEMS])
+    leak = rewards(model, [Sampled(problem, leaking_trace(problem), True) for problem in PROBLEMS])
+    assert (good > leak).sum(0).min() >= 95
 
 
 def test_without_the_kl_term_the_leak_would_win(model: LlamaForCausalLM) -> None:
     """The property that makes the comparison worth its name: by r_ss alone the leak is the better explanation."""
 
-    def r_ss(problem: Problem, trace: str) -> float:
-        thoughts = encode(problem.question + " > " + trace + "#")
-        return float(log_probs(model, thoughts, encode(problem.answer)).mean())
+    def r_ss(trace_of: Callable[[Problem], str]) -> Tensor:
+        texts = [(encode(f"{p.question} > {trace_of(p)}#"), encode(p.answer)) for p in PROBLEMS]
+        return torch.cat(log_probs(model, texts))
 
-    assert sum(r_ss(p, good_trace(p)) > r_ss(p, leaking_trace(p)) for p in PROBLEMS) <= 20
+    assert (r_ss(good_trace) > r_ss(leaking_trace)).sum() <= 20
