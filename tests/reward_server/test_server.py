@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -22,6 +23,9 @@ from rlt_service.testing import running
 
 ITEM = {"question": "What is 2 times 3?", "answer": "It is 6.", "explanation": "\n\nis carry so of"}
 BODY = {"items": [ITEM], "spec": "ss_only"}
+
+request = partial(httpx.request, verify=False)  # plain HTTP: reading the certificates would take most of the time
+get, post = partial(request, "GET"), partial(request, "POST")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_every_route_needs_a_key_of_its_scope(
     guarded_url: str, tokens: dict[Scope, str], method: str, path: str
 ) -> None:
     def call(headers: dict[str, str]) -> httpx.Response:
-        return httpx.request(method, guarded_url + path, json=BODY if method == "POST" else None, headers=headers)
+        return request(method, guarded_url + path, json=BODY if method == "POST" else None, headers=headers)
 
     assert (call({}).status_code, call({}).json()["type"]) == (401, "unauthorized")
     assert call(bearer("rlt_wrong")).status_code == 401
@@ -60,18 +64,18 @@ def test_every_route_needs_a_key_of_its_scope(
 
 def test_health_needs_no_key(guarded_url: str) -> None:
     for path in ("/livez", "/readyz", "/metrics", "/version"):
-        assert httpx.get(guarded_url + path).status_code == 200
+        assert get(guarded_url + path).status_code == 200
 
 
 def test_a_body_over_the_limit(guarded_url: str, tokens: dict[Scope, str]) -> None:
     body = {"items": [{**ITEM, "question": "x" * 3000}]}
-    response = httpx.post(f"{guarded_url}/reward", json=body, headers=bearer(tokens[Scope.reward]))
+    response = post(f"{guarded_url}/reward", json=body, headers=bearer(tokens[Scope.reward]))
     assert (response.status_code, response.json()["type"]) == (413, "payload_too_large")
 
 
 def test_too_many_items(guarded_url: str, tokens: dict[Scope, str]) -> None:
     """413, so that clients send halves."""
-    response = httpx.post(f"{guarded_url}/reward", json={"items": [ITEM] * 4}, headers=bearer(tokens[Scope.reward]))
+    response = post(f"{guarded_url}/reward", json={"items": [ITEM] * 4}, headers=bearer(tokens[Scope.reward]))
     assert (response.status_code, response.json()["type"]) == (413, "too_many_items")
 
 
@@ -108,7 +112,7 @@ def gated_url(gate: Gate, settings: Callable[..., Settings]) -> Iterator[str]:
 
 
 def queued(url: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = get(f"{url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("rlt_reward_queue_passes ")).split()[1])
 
 
@@ -127,11 +131,11 @@ def hold(gate: Gate) -> None:
 def test_a_full_queue_is_refused_with_retry_after(gated_url: str, gate: Gate) -> None:
     hold(gate)
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(httpx.post, f"{gated_url}/reward", json=BODY, timeout=30)]
+        calls = [pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=30)]
         assert gate.entered.wait(10)
-        calls += [pool.submit(httpx.post, f"{gated_url}/reward", json=BODY, timeout=30) for _ in range(2)]
+        calls += [pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=30) for _ in range(2)]
         until(lambda: queued(gated_url) == 2)
-        refused = httpx.post(f"{gated_url}/reward", json=BODY)
+        refused = post(f"{gated_url}/reward", json=BODY)
         gate.open.set()
         replies = [call.result() for call in calls]
     assert (refused.status_code, refused.json()["type"]) == (429, "overloaded")
@@ -143,25 +147,25 @@ def test_a_full_queue_is_refused_with_retry_after(gated_url: str, gate: Gate) ->
 def test_work_for_a_caller_who_hung_up_is_not_done(gated_url: str, gate: Gate) -> None:
     hold(gate)
     with ThreadPoolExecutor(1) as pool:
-        staying = pool.submit(httpx.post, f"{gated_url}/reward", json=BODY, timeout=30)
+        staying = pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=30)
         assert gate.entered.wait(10)
         done = gate.passes
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{gated_url}/reward", json=BODY, timeout=0.5)
+            post(f"{gated_url}/reward", json=BODY, timeout=0.5)
         until(lambda: queued(gated_url) == 0)
         gate.open.set()
         assert staying.result().status_code == 200
-    httpx.post(f"{gated_url}/reward", json=BODY)
+    post(f"{gated_url}/reward", json=BODY)
     assert gate.passes - done == 2
 
 
 def test_a_busy_server_is_alive_and_ready(gated_url: str, gate: Gate) -> None:
     hold(gate)
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(httpx.post, f"{gated_url}/reward", json=BODY, timeout=30)
+        call = pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=30)
         assert gate.entered.wait(10)
-        assert httpx.get(f"{gated_url}/livez").status_code == 200
-        ready = httpx.get(f"{gated_url}/readyz")
+        assert get(f"{gated_url}/livez").status_code == 200
+        ready = get(f"{gated_url}/readyz")
         gate.open.set()
         assert call.result().status_code == 200
     assert ready.status_code == 200
@@ -169,13 +173,13 @@ def test_a_busy_server_is_alive_and_ready(gated_url: str, gate: Gate) -> None:
 
 
 def test_a_server_that_cannot_score_is_not_ready(gated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert httpx.get(f"{gated_url}/readyz").status_code == 200
+    assert get(f"{gated_url}/readyz").status_code == 200
     failing = lambda _scorer, passes: [item_error(Reason.out_of_memory) for _ in passes]  # noqa: E731 shortest
     monkeypatch.setattr(CausalScorer, "log_probs", failing)
-    response = httpx.get(f"{gated_url}/readyz")
+    response = get(f"{gated_url}/readyz")
     assert (response.status_code, response.json()["type"]) == (503, "not_ready")
     assert "out_of_memory" in response.json()["checks"]["scorer"]["detail"]
-    [score] = httpx.post(f"{gated_url}/reward", json=BODY).json()["items"]
+    [score] = post(f"{gated_url}/reward", json=BODY).json()["items"]
     assert (score["status"], score["error"]["type"]) == ("score_error", "out_of_memory")
 
 
@@ -195,5 +199,5 @@ def test_the_probe_of_a_hosted_teacher_goes_through_both_models(
 
 
 def test_the_document_of_the_api(bare_url: str) -> None:
-    document = httpx.get(f"{bare_url}/openapi.json").json()
+    document = get(f"{bare_url}/openapi.json").json()
     assert {"/reward", "/models", "/formats", "/presets"} <= set(document["paths"])

@@ -55,7 +55,7 @@ def shown(codec: TextCodec, format: Format, question: str, answer: str, explanat
     return head + student.open + explanation + student.close + before + answer + after
 
 
-@settings(max_examples=150, deadline=None)  # a busy machine is slow, not wrong
+@settings(max_examples=120, deadline=None)  # a busy machine is slow, not wrong
 @given(question=contents, answer=contents, explanation=contents, name=names)
 def test_scored_tokens_are_contents_own(
     codec: TextCodec, formats: dict[str, Format], question: str, answer: str, explanation: str, name: str
@@ -75,7 +75,7 @@ def test_scored_tokens_are_contents_own(
     assert max(sequence.think, default=0) < min(sequence.answer)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(question=contents, answer=contents, explanation=contents, name=names)
 def test_the_teacher_scores_the_students_think_ids(
     codec: TextCodec, formats: dict[str, Format], question: str, answer: str, explanation: str, name: str
@@ -93,7 +93,7 @@ def test_the_teacher_scores_the_students_think_ids(
     assert answer in read
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(question=contents, answer=contents, body=texts, name=names)
 def test_sent_ids_read_the_same_text(
     codec: TextCodec, formats: dict[str, Format], question: str, answer: str, body: str, name: str
