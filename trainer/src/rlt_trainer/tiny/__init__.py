@@ -12,8 +12,9 @@ from rlt_trainer.tiny.task import Problem, problems
 from rlt_trainer.tiny.traces import good_trace, leaking_trace
 
 if TYPE_CHECKING:
+    from rlt_trainer.tiny.cache import ensure_base, ensure_warmup
     from rlt_trainer.tiny.gate import Gate, single_op_accuracy
-    from rlt_trainer.tiny.make import GateFailed, Made, ensure_base, ensure_warmup, make_base, make_warmup
+    from rlt_trainer.tiny.make import GateFailed, Made, make_base, make_warmup
     from rlt_trainer.tiny.tokenizer import make_tokenizer
 
 __all__ = [
@@ -39,7 +40,8 @@ __all__ = [
 
 _LAZY = {
     **dict.fromkeys(("Gate", "single_op_accuracy"), "gate"),
-    **dict.fromkeys(("GateFailed", "Made", "ensure_base", "ensure_warmup", "make_base", "make_warmup"), "make"),
+    **dict.fromkeys(("ensure_base", "ensure_warmup"), "cache"),
+    **dict.fromkeys(("GateFailed", "Made", "make_base", "make_warmup"), "make"),
     "make_tokenizer": "tokenizer",
 }
 

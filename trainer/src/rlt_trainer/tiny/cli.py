@@ -52,13 +52,16 @@ def run_base(arguments: argparse.Namespace) -> int:
 
 
 def run_warmup(arguments: argparse.Namespace) -> int:
-    from rlt_trainer.tiny.make import ensure_base, ensure_warmup, make_warmup
+    from rlt_trainer.tiny.cache import ensure_base, ensure_warmup
 
     if arguments.out is None and arguments.base is None:
         _say(str(ensure_warmup(seed=arguments.seed)))
         return 0
     if arguments.out is None:
         return _refuse(ValueError("--base needs --out: only the warm-up of the package's own base is cached"))
+
+    from rlt_trainer.tiny.make import make_warmup
+
     try:
         made = make_warmup(arguments.base or ensure_base(), arguments.out, arguments.seed)
     except OSError as error:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlt_client.errors import RLTError
+from rlt_trainer.tiny.cache import Progress, to_stderr
 from rlt_trainer.tiny.documents import base_documents, warmup_documents
 from rlt_trainer.tiny.fit import fit, one_thread
-from rlt_trainer.tiny.folders import content_hash, default_cache, made_once, whole
+from rlt_trainer.tiny.folders import whole
 from rlt_trainer.tiny.gate import Gate, gate
 from rlt_trainer.tiny.model import load_model, new_model, save_model
 from rlt_trainer.tiny.recipe import BaseRecipe, WarmupRecipe, as_json
 
-HERE = Path(__file__).parent
-RECIPE_SOURCES = ("documents.py", "fit.py", "make.py", "model.py", "recipe.py", "task.py", "tokenizer.py", "traces.py")
-RECORD, WEIGHTS = "recipe.json", "model.safetensors"
-Progress = Callable[[str], None]
+RECORD = "recipe.json"
 
 
 class GateFailed(RLTError):
@@ -38,12 +34,6 @@ class Made:
     loss: float
     seconds: float
     gate: Gate | None = None
-
-
-def to_stderr(line: str) -> None:
-    """The default progress: one line at a time, never on stdout, which belongs to results."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def make_base(
@@ -97,44 +87,6 @@ def make_warmup(
         _record(folder, made, recipe)
         progress(f"warm-up done in {made.seconds:.0f} s, loss {loss:.3f}")
     return made
-
-
-def ensure_base() -> Path:
-    """The folder of the base that comes with this package.
-
-    Raises:
-        FileNotFoundError: the package was installed without its data.
-    """
-    folder = HERE / "base"
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"no model in {folder}: make one with `rlt-trainer tiny base --out {folder}`")
-    return folder
-
-
-def ensure_warmup(
-    cache_dir: Path | None = None,
-    *,
-    seed: int = 0,
-    recipe: WarmupRecipe | None = None,
-    progress: Progress = to_stderr,
-) -> Path:
-    """The warm-up of the committed base, made the first time (about a minute) and then found in the cache.
-
-    The folder's name carries a hash of the base's weights and of everything that shapes the warm-up.
-
-    Args:
-        cache_dir: holds `models/`; `default_cache()` if None.
-    """
-    base, recipe = ensure_base(), recipe or WarmupRecipe()
-    folder = (cache_dir or default_cache()) / "models" / f"tiny-warmup-{warmup_key(base, seed, recipe)}"
-    return made_once(folder, lambda out: make_warmup(base, out, seed, recipe=recipe, progress=progress))
-
-
-def warmup_key(base_dir: Path, seed: int, recipe: WarmupRecipe) -> str:
-    """Changes with the base's weights, the seed, the recipe's numbers and the code that reads them."""
-    numbers = json.dumps([seed, as_json(recipe)], sort_keys=True).encode()
-    sources = [(HERE / name).read_bytes() for name in RECIPE_SOURCES]
-    return content_hash((base_dir / WEIGHTS).read_bytes(), numbers, *sources)
 
 
 def _pretrain(folder: Path, seed: int, recipe: BaseRecipe, progress: Progress) -> Made:
