@@ -65,7 +65,7 @@ def test_without_a_kl_term_think_tokens_are_shown_by_the_student() -> None:
         answer=AnswerTokens(token_ids=[1], texts=["17"], logprobs=[-0.01]),
         think=ThinkTokens(token_ids=[2], texts=["36"], student_logprobs=[-2.0]),
     )
-    assert "log-prob under the student" in rendered(TokenStrips(scores)).splitlines()[0]
+    assert rendered(TokenStrips(scores)).splitlines()[0].rstrip() == "think  1 token, log-prob under the student"
     with_kl = scores.model_copy(update={"think": scores.think.model_copy(update={"kl": [0.4]})})
     assert "KL" in rendered(TokenStrips(with_kl)).splitlines()[0]
 

@@ -22,7 +22,8 @@ class Component:
     """One program.
 
     `once`: it has to end with status 0 before what needs it is started (a migration); everything else is started
-    again whenever it ends. `cwd` is the stack's folder if left out.
+    again whenever it ends. `beat` is a file that it makes when it is ready; removed before each start.
+    `cwd` is the stack's folder if left out.
     """
 
     name: str
@@ -30,12 +31,22 @@ class Component:
     env: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     ready: Probe | None = None
+    beat: Path | None = None
     once: bool = False
     url: str | None = None
     cwd: Path | None = None
     stop_signal: int = signal.SIGTERM
     stop_grace: float = 15.0  # a worker gives its leases back and a server finishes its requests within this time
     death_signal: int = signal.SIGKILL
+
+
+def file_ready(path: Path) -> Probe:
+    """Ready when the file is there."""
+
+    async def probe() -> str | None:
+        return None if path.exists() else "starting"  # noqa: ASYNC240 a stat of a local file
+
+    return probe
 
 
 def http_ready(url: str) -> Probe:

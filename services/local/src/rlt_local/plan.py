@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from rlt_local import databases
-from rlt_local.component import Component, http_ready
+from rlt_local.component import Component, file_ready, http_ready
 from rlt_local.engine import engine_command, engine_python
 from rlt_local.keys import StackKeys, prepare_keys
 from rlt_local.options import VLLM, StackOptions
@@ -107,16 +106,29 @@ class Site:
         ]
 
     def jobs(self) -> list[Component]:
-        """The service's four programs share their settings."""
+        """The service's programs share their settings."""
         env = COMMON_ENV | _variables("jobs", self._jobs_settings())
-        databases_up = (self._postgres.name, self._valkey.name)
         migrate = _task("migrate", "rlt_jobs", "migrate", needs=(self._postgres.name,), env=env)
-        api = replace(self._server("jobs", "rlt_jobs", {}), env=env, needs=(*databases_up, "migrate"))
-        return [
-            migrate,
-            replace(api, argv=(*api.argv, "api")),
-            *(_program(name, "rlt_jobs", name, env=env, needs=api.needs) for name in ("relay", "worker")),
-        ]
+        api = Component(
+            name="jobs",
+            argv=(sys.executable, "-m", "rlt_jobs", "api"),
+            env=env,
+            needs=(self._valkey.name, "migrate"),
+            ready=http_ready(f"{self.urls['jobs']}/readyz"),
+            url=self.urls["jobs"],
+        )
+        return [migrate, api, *(self._background(name, env, api.needs) for name in ("relay", "worker"))]
+
+    def _background(self, name: str, env: dict[str, str], needs: tuple[str, ...]) -> Component:
+        beat = self._folder.root / f"{name}.beat"
+        return Component(
+            name=name,
+            argv=(sys.executable, "-m", "rlt_jobs", name),
+            env=env | _variables("jobs", {"heartbeat_file": str(beat)}),
+            needs=needs,
+            ready=file_ready(beat),
+            beat=beat,
+        )
 
     def _jobs_settings(self) -> dict[str, str]:
         return {
@@ -189,7 +201,3 @@ def _task(
 ) -> Component:
     argv = (sys.executable, "-m", module, *arguments)
     return Component(name, argv, env=COMMON_ENV | (env or {}), needs=needs, once=True)
-
-
-def _program(name: str, module: str, *arguments: str, needs: tuple[str, ...], env: dict[str, str]) -> Component:
-    return Component(name, (sys.executable, "-m", module, *arguments), env=COMMON_ENV | env, needs=needs)

@@ -142,6 +142,8 @@ class Supervisor:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def _start(self, component: Component, children: Children) -> Process:
+        if component.beat is not None:
+            component.beat.unlink(missing_ok=True)
         try:
             process = children.spawn(
                 component.argv,

@@ -6,7 +6,7 @@ Each token stands over its number, so that the strip reads without colours too. 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rlt_client.schemas.reward import TokenScores
 
-__all__ = ["ANSWER", "KL", "STUDENT", "Scale", "Strip", "TokenStrips", "legend"]
+__all__ = ["ANSWER", "KL", "Scale", "Strip", "TokenStrips", "legend"]
 
 INK: Final = "#101010"
 MANY: Final = 120  # more tokens than this are shown without their numbers
@@ -39,15 +39,14 @@ KL = Scale(
     "KL, nats",
     (-0.1, 0.1, 0.5, 1.0, 2.0),
     ("#9ecae1", "#c7e9c0", "#fff7bc", "#fee391", "#fe9929", "#e2562f"),
-    ("below −0.1: student surer", "about 0", "to 0.5", "to 1", "to 2", "above 2: only the answer explains it"),
+    ("< −0.1", "about 0", "< 0.5", "< 1", "< 2", "more"),
 )
 ANSWER = Scale(
     "log-prob under the student",
     (-4.605, -2.303, -0.693, -0.105),  # probabilities of 1, 10, 50 and 90 %
     ("#e2562f", "#fe9929", "#fee391", "#d9f0a3", "#a1d99b"),
-    ("p < 1 %", "to 10 %", "to 50 %", "to 90 %", "above: the explanation made it clear"),
+    ("p < 1 %", "< 10 %", "< 50 %", "< 90 %", "more"),
 )
-STUDENT = Scale("log-prob under the student", ANSWER.bounds, ANSWER.colours, (*ANSWER.labels[:4], "above"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +98,22 @@ class TokenStrips:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         think, answer = self.scores.think, self.scores.answer
-        values, scale = (think.kl, KL) if think.kl is not None else (think.student_logprobs, STUDENT)
-        yield Text("think ", style="bold") + Text(f"({len(think.texts)} tokens, {scale.name})", style="dim")
+        values, scale = (think.kl, KL) if think.kl is not None else (think.student_logprobs, ANSWER)
+        yield _caption("think", len(think.texts), scale)
         yield Strip(think.texts, values, scale)
-        yield Text("answer ", style="bold") + Text(f"({len(answer.texts)} tokens, {ANSWER.name})", style="dim")
+        yield _caption("answer", len(answer.texts), ANSWER)
         yield Strip(answer.texts, answer.logprobs, ANSWER)
 
 
-def legend(scales: Iterable[Scale] = (KL, ANSWER)) -> Text:
+def _caption(name: str, tokens: int, scale: Scale) -> Text:
+    return Text.assemble((name, "bold"), (f"  {tokens} token{'s' * (tokens != 1)}, {scale.name}", "dim"))
+
+
+def legend() -> Text:
     """What the colours mean, a line a scale."""
-    names = {KL.name: "think ", ANSWER.name: "answer"}
-    lines = [Text.assemble((f"{names[scale.name]} ", "bold"), *_swatches(scale)) for scale in scales]
-    return Text("\n").join(lines)
+    think = Text.assemble(("think   ", "bold"), ("KL in nats:          ", "dim"), *_swatches(KL))
+    answer = Text.assemble(("answer  ", "bold"), ("under the student:   ", "dim"), *_swatches(ANSWER))
+    return Text("\n").join([think, answer])
 
 
 def _swatches(scale: Scale) -> Iterator[tuple[str, str]]:
