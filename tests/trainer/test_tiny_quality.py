@@ -112,7 +112,7 @@ def test_the_teacher_is_poor_but_has_something_to_select_from(sampled: list[Samp
 def test_the_best_of_eight_is_a_nat_above_their_mean(sampled_rewards: Tensor) -> None:
     gains = sampled_rewards.max(1).values - sampled_rewards.mean(1)
     assert gains.mean(0).min() >= 1.0
-    assert (gains >= 1.0).float().mean(0).min() >= 0.9
+    assert (gains >= 1.0).float().mean(0).min() >= 0.8
 
 
 def test_the_best_of_eight_is_a_good_trace_more_often_than_a_sample_is(
@@ -136,4 +136,4 @@ def test_without_the_kl_term_the_leak_would_win(model: LlamaForCausalLM) -> None
         texts = [(encode(f"{p.question} > {trace_of(p)}#"), encode(p.answer)) for p in PROBLEMS]
         return torch.cat(log_probs(model, texts))
 
-    assert (r_ss(good_trace) > r_ss(leaking_trace)).sum() <= 20
+    assert (r_ss(good_trace) > r_ss(leaking_trace)).sum() <= 40

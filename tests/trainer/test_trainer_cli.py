@@ -37,6 +37,11 @@ def test_arguments_are_read_without_torch() -> None:
     assert run("-c", code).returncode == 0
 
 
+def test_a_cached_warmup_is_found_without_torch(tiny_warmup: Path) -> None:
+    code = f"from rlt_trainer.tiny import ensure_warmup; assert str(ensure_warmup()) == {str(tiny_warmup)!r}; {HEAVY}"
+    assert run("-c", code).returncode == 0
+
+
 def test_problems_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny", "problems", "--count", "5", "--seed", "1"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
