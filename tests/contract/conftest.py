@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +72,24 @@ def ask(prompt: list[int], close_id: int) -> Callable[..., SampleRequest]:
     """A request as /explain makes it, unless told otherwise."""
 
     def build(**given: Any) -> SampleRequest:
-        usual = {"max_tokens": 27, "seed": 1, "temperature": 0.7, "stop_token_ids": (close_id,)}
-        return SampleRequest(prompt_token_ids=list(prompt), **(usual | given)) if "prompt_token_ids" not in given else (
-            SampleRequest(**(usual | given))
-        )
+        usual = {"prompt_token_ids": prompt, "max_tokens": 27, "seed": 1, "temperature": 0.7}
+        return SampleRequest(**(usual | {"stop_token_ids": (close_id,)} | given))
 
     return build
 
 
 @pytest.fixture(scope="session")
-def reference(tiny_model: Path) -> Iterator[Callable[..., list[float]]]:
-    """Log-probs of given ids by a plain forward pass over prompt and ids, all logits at once: none of our code."""
+def reference(tiny_model: Path) -> Callable[..., list[list[float]]]:
+    """Log-probs of the whole vocabulary at each place of given ids, shape [T][V], by a plain forward pass over prompt
+    and ids, all logits at once: none of our code."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
 
     @torch.inference_mode()
-    def logprobs(prompt: list[int], ids: list[int], temperature: float) -> list[float]:
+    def logprobs(prompt: list[int], ids: list[int], temperature: float) -> list[list[float]]:
         logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
-        return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+        return logits.log_softmax(-1).tolist()
 
-    yield logprobs
+    return logprobs
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from rlt_client.errors import ItemError
-from rlt_teacher_server.engine.base import SampleRequest
+from rlt_teacher_server.engine.base import Sample, SampleRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -24,20 +24,19 @@ async def test_ids_and_logprobs_come_in_pairs(engine, ask):
 async def test_logprobs_are_of_the_distribution_sampled_from(engine, ask, reference, prompt, temperature):
     sample = await engine.sample(ask(temperature=temperature, seed=11))
     expected = reference(prompt, sample.token_ids, temperature)
-    assert sample.logprobs == pytest.approx(expected, abs=1e-3)
+    assert sample.logprobs == pytest.approx(_of(sample, expected), abs=1e-3)
 
 
 async def test_greedy_logprobs_are_the_models_own(engine, ask, reference, prompt):
     sample = await engine.sample(ask(temperature=0.0, top_k=2, top_p=0.5))
-    assert sample.logprobs == pytest.approx(reference(prompt, sample.token_ids, 1.0), abs=1e-3)
+    expected = reference(prompt, sample.token_ids, 1.0)
+    assert sample.logprobs == pytest.approx(_of(sample, expected), abs=1e-3)
 
 
-async def test_greedy_takes_the_most_likely_token(engine, ask, reference, prompt, policy):
-    sample = await engine.sample(ask(temperature=0.0, max_tokens=4))
-    for step, token in enumerate(sample.token_ids):
-        before = prompt + sample.token_ids[:step]
-        others = [reference(before, [other], 1.0)[0] for other in range(policy.codec.vocab_size)]
-        assert others[token] >= max(others) - 1e-4
+async def test_greedy_takes_the_most_likely_token(engine, ask, reference, prompt):
+    sample = await engine.sample(ask(temperature=0.0))
+    every = reference(prompt, sample.token_ids, 1.0)
+    assert _of(sample, every) == pytest.approx([max(row) for row in every], abs=1e-4)
 
 
 async def test_a_seed_gives_the_same_sample_again(engine, ask, same):
@@ -100,13 +99,16 @@ async def test_top_k_one_is_certain(engine, ask):
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.8}, {"top_k": 5, "top_p": 0.9}])
-async def test_cut_distributions_are_renormalised(engine, ask, reference, prompt, policy, cut):
+async def test_cut_distributions_are_renormalised(engine, ask, reference, prompt, cut):
     """The log-prob of a token within the cut is its share of what was kept, from the definition of the cut."""
-    sample = await engine.sample(ask(temperature=1.5, seed=21, max_tokens=6, **cut))
-    for step, (token, logprob) in enumerate(zip(sample.token_ids, sample.logprobs, strict=True)):
-        before = prompt + sample.token_ids[:step]
-        every = [reference(before, [other], 1.5)[0] for other in range(policy.codec.vocab_size)]
-        assert logprob == pytest.approx(_renormalised(every, token, **cut), abs=2e-3)
+    sample = await engine.sample(ask(temperature=1.5, seed=21, stop_token_ids=(), **cut))
+    every = reference(prompt, sample.token_ids, 1.5)
+    expected = [_renormalised(row, token, **cut) for row, token in zip(every, sample.token_ids, strict=True)]
+    assert sample.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def _of(sample: Sample, every: list[list[float]]) -> list[float]:
+    return [row[token] for row, token in zip(every, sample.token_ids, strict=True)]
 
 
 def _renormalised(logprobs: list[float], token: int, top_k: int = 0, top_p: float = 1.0) -> float:
@@ -145,7 +147,7 @@ async def test_an_unknown_token_is_that_requests_error(engine, ask, wrong):
 
 
 async def test_hundreds_at_once(engine, prompt, close_id):
-    requests = [SampleRequest(prompt, 12, seed, 0.7, stop_token_ids=(close_id,)) for seed in range(300)]
+    requests = [SampleRequest(prompt, 12, seed, 0.7, stop_token_ids=(close_id,)) for seed in range(200)]
     samples = await asyncio.gather(*(engine.sample(request) for request in requests))
     assert all(1 <= len(sample.token_ids) <= 12 for sample in samples)
 

@@ -1,6 +1,6 @@
 """The public surface of the servers: every route has a scope, and the committed OpenAPI documents are what is served.
 
-    python tests/contract/test_openapi.py    writes docs/openapi/ again
+python tests/contract/test_openapi.py    writes docs/openapi/ again
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from rlt_local.databases import Program, start
 from rlt_local.engine import EngineMissing, engine_command, engine_python
 from rlt_local.ports import free

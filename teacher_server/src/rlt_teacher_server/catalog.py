@@ -72,7 +72,7 @@ def prove(format: Format, codec: TextCodec) -> None:
         ids = codec.encode(teacher_prompt(codec, format, probe.question, probe.answer)).ids
         closing_tokens(format, codec)
         texts = [codec.decode(codec.encode([content(text)]).ids) for text in (probe.question, probe.answer)]
-    except Untokenizable as error:
+    except (Untokenizable, FormatError) as error:
         raise FormatError(f"format {format.name!r}: {error}") from error
     rest = _squeezed(codec.decode(ids))
     for name, text in zip(("question", "answer"), map(_squeezed, texts), strict=True):

@@ -29,7 +29,6 @@ def _remote(settings: Settings, policy: Policy, probe: list[int]) -> Engine:
     return VLLMEngine(
         settings.engine,
         probe=probe,
-        vocab_size=policy.codec.vocab_size,
         model=settings.engine_model,
         eos_token_ids=policy.eos_token_ids,
         key=settings.engine_key.get_secret_value() if settings.engine_key else None,
@@ -58,12 +57,7 @@ def _decoder(settings: Settings, folder: Path, codec: TextCodec) -> Decoder:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    decoder = Decoder(_weights(folder, settings), codec.decode)
-    if codec.vocab_size > decoder.vocab_size:
-        raise UnusableModel(
-            f"{folder}: its tokenizer has {codec.vocab_size} tokens, its embedding {decoder.vocab_size}"
-        )
-    return decoder
+    return Decoder(_weights(folder, settings), codec.decode)
 
 
 def _weights(folder: Path, settings: Settings) -> Any:

@@ -6,7 +6,6 @@ One HTTP request a sample, each with its own seed: a list of equal prompts with 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from typing import Any, Final, Self
 
@@ -22,7 +21,7 @@ __all__ = ["VLLMEngine"]
 CONNECT_S: Final = 5.0  # an engine on the same network accepts at once or not at all
 IDLE_S: Final = 3.0  # below the 5 s after which vLLM closes an idle connection: a request must not meet that moment
 ASK_S: Final = 10.0  # for answers that take no work
-FLAT: Final = 100.0  # a temperature at which every token of a processed distribution is about as likely
+HOT: Final = 2.0  # the highest temperature that vLLM takes
 SAME: Final = 0.01  # nats; half precision rounds by less
 
 
@@ -30,7 +29,6 @@ class VLLMEngine:
     """Args:
     url: where the engine is, for example `http://127.0.0.1:8100`.
     probe: a prompt of the model's, to find out how the engine reports log-probs.
-    vocab_size: tokens of the model.
     model: what the engine calls the model; the one that it serves if None.
     eos_token_ids: end every sample, whatever a request says.
     concurrency: requests at the engine at once; more wait here.
@@ -43,7 +41,6 @@ class VLLMEngine:
         url: str,
         *,
         probe: list[int],
-        vocab_size: int,
         model: str | None = None,
         eos_token_ids: tuple[int, ...] = (),
         key: str | None = None,
@@ -52,7 +49,6 @@ class VLLMEngine:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._probe = probe
-        self._vocab_size = vocab_size
         self._wanted = model
         self._eos_token_ids = eos_token_ids
         self._slots = asyncio.Semaphore(concurrency)
@@ -120,20 +116,22 @@ class VLLMEngine:
         return fitting[0]
 
     async def _prove(self, served: wire.Model) -> None:
-        """The most likely token must be less likely in a flattened distribution, unless the model's own is flat.
+        """At temperature 2 the two most likely tokens must be half as far apart as at 0.
 
         Raises:
             Unavailable: it is not: the engine reports the model's own log-probs (vLLM's default), which no reward can
                 be computed from.
         """
-        sharp, flat = [await self._top(served, temperature) for temperature in (0.0, FLAT)]
-        if abs(sharp - flat) < SAME and sharp > SAME - math.log(self._vocab_size):
+        own, scaled = [await self._gap(served, temperature) for temperature in (0.0, HOT)]
+        if own > SAME and scaled > own / HOT + own / 4:
             detail = "start vLLM with --logprobs-mode processed_logprobs: by default they ignore temperature"
             raise Unavailable(detail, type="engine_misconfigured")
 
-    async def _top(self, served: wire.Model, temperature: float) -> float:
+    async def _gap(self, served: wire.Model, temperature: float) -> float:
+        """Nats between the two most likely tokens after the probe."""
         request = SampleRequest(self._probe, max_tokens=1, seed=0, temperature=temperature)
-        return wire.top(await self._complete(served, request, logprobs=1))
+        first, second = wire.top_two(await self._complete(served, request, logprobs=2))
+        return first - second
 
     async def _complete(self, served: wire.Model, request: SampleRequest, *, logprobs: int = 0) -> wire.Choice:
         body = wire.completion_request(served.id, request, logprobs=logprobs)

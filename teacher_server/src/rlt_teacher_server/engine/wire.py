@@ -21,7 +21,7 @@ __all__ = [
     "ending",
     "parse",
     "refusal",
-    "top",
+    "top_two",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,6 +35,7 @@ NEUTRAL: Final[dict[str, Any]] = {
     "min_tokens": 0,
     "ignore_eos": False,
     "return_token_ids": True,
+    "return_tokens_as_token_ids": True,  # two tokens may spell the same text, and would be one entry
     "include_stop_str_in_output": True,
     "skip_special_tokens": False,
     "add_special_tokens": False,
@@ -122,12 +123,13 @@ def ending(choice: Choice) -> str:
     return choice.finish_reason
 
 
-def top(choice: Choice) -> float:
-    """The highest log-prob of the first position. Raises `ItemError`."""
+def top_two(choice: Choice) -> tuple[float, float]:
+    """The two highest log-probs of the first position, asked for with `logprobs=2`. Raises `ItemError`."""
     found = choice.logprobs.top_logprobs if choice.logprobs else None
-    if not found or not found[0]:
+    highest = sorted((found[0] or {}).values(), reverse=True) if found else []
+    if len(highest) < 2:
         raise item_error(Reason.engine_failed, "no log-probs")
-    return max(found[0].values())
+    return highest[0], highest[1]
 
 
 def refusal(status: int, body: bytes) -> APIError | ItemError:
