@@ -33,11 +33,12 @@ class Policy:
 def load_policy(name_or_dir: str) -> Policy:
     """Raises:
     ModelNotFound: there is no such model.
-    UnusableModel: its tokenizer or configuration cannot be read.
+    UnusableModel: its configuration cannot be read.
+    UnusableTokenizer: its tokenizer cannot be read.
     """
     folder = resolve_model(name_or_dir)
     config = _json(folder / "config.json")
-    codec = _codec(folder)
+    codec = TextCodec.of_folder(folder)
     generation = folder / "generation_config.json"
     named = [config.get("eos_token_id"), _json(generation).get("eos_token_id") if generation.is_file() else None]
     return Policy(
@@ -55,15 +56,6 @@ def _name(name_or_dir: str) -> str:
     return path.resolve().name if path.is_dir() else name_or_dir
 
 
-def _codec(folder: Path) -> TextCodec:
-    from transformers import AutoTokenizer
-
-    try:
-        return TextCodec(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # transformers raises whatever its parsers raise; each means that it cannot be read
-        raise UnusableModel(f"{folder}: its tokenizer cannot be used: {_first_line(error)}") from error
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +69,3 @@ def _json(path: Path) -> dict[str, Any]:
 def _flat(found: list[int | list[int] | None]) -> tuple[int, ...]:
     lists = [value if isinstance(value, list) else [value] for value in found if value is not None]
     return tuple(dict.fromkeys(token for tokens in lists for token in tokens))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
