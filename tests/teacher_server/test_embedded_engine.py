@@ -132,6 +132,7 @@ async def test_a_decoder_that_hangs_is_not_alive(decoder, monkeypatch):
         monkeypatch.setattr(embedded, "STUCK_S", 0.01)
         with pytest.raises(Unavailable):
             await engine.alive()
+        monkeypatch.undo()
         gate.set()
         await task
         await engine.alive()
