@@ -105,7 +105,9 @@ class ExplainService:
 
     async def _finish(self, plan: _Plan, asked: SampleRequest, sample: Sample, index: int) -> Explanation:
         policy, request = self._sampler.policy, plan.request
-        explanation = outcome.finished(policy.codec, plan.format, asked, sample, index)
+        explanation = await asyncio.to_thread(  # decoding 16,000 tokens would hold up the event loop
+            outcome.finished, policy.codec, plan.format, asked, sample, index
+        )
         teacher = outcome.teacher_tokens(asked, sample, policy.ref.revision)
         if request.return_tokens:
             explanation.teacher = teacher
