@@ -7,11 +7,11 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.errors import APIError
@@ -32,16 +32,18 @@ MakeBuild = Callable[..., Awaitable[int]]
 Claim = Callable[..., Awaitable[Claimed | None]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def database(postgres_url: str) -> AsyncIterator[Database]:
+    """One for all tests of a module, which share its event loop: statements are compiled once."""
     made = Database(postgres_url, name="tests")
     yield made
     await made.close()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """As long-lived as the module's database, which names its files."""
+    return Store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def settings(postgres_url: str, store: Store) -> Settings:
     )
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def services(settings: Settings, database: Database, store: Store, platform: Platform) -> AsyncIterator[Services]:
     """What a worker works with, its HTTP ending in `platform`."""
     transport = platform.transport()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import func, insert, select, text, update
 
 from rlt_client.schemas.common import GenStatus
@@ -18,12 +19,15 @@ from rlt_jobs.database import Database
 from rlt_jobs.leases import Claimed, LeaseLost, give_back, reap
 from rlt_jobs.store.models import Spool
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
 SCORER = ScorerKey("student", "rev-1", "sent", None, "mini", "f00d", "k1", 0.7, 0.7)
 
 Write = Callable[..., Awaitable[int]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def lease(database: Database, make_build: Any, claim: Any) -> Claimed:
     """A claimed shard of 3 problems × 2 samples."""
     build_id = await make_build(problems=3, n=2)

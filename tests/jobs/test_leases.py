@@ -26,6 +26,8 @@ from rlt_jobs.leases import (
 )
 from rlt_jobs.outbox import Outbox
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 async def shards(database: Database, build_id: int) -> list[Shard]:
     async with database.begin() as session:

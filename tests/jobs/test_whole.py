@@ -8,6 +8,7 @@ after a crash is the same sample.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -25,7 +26,10 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from rlt_client.client import JobsClient
 from rlt_client.errors import APIError, Unavailable
+from rlt_client.schemas.builds import BuildRequest, BuildState, Source
+from rlt_client.schemas.common import GenStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
 from rlt_jobs.app import build
@@ -126,7 +130,7 @@ def service(
         teacher_url=platform[1],
         reward_url=platform[1],
         store=folder / "store",
-        shard_samples=32,
+        shard_samples=20,
         lease_seconds=3,
         heartbeat_seconds=0.5,
         flush_seconds=0.3,
@@ -134,7 +138,7 @@ def service(
         relay_seconds=0.1,
         reap_seconds=0.5,
         reconcile_seconds=1.5,
-        canary_seconds=1,
+        canary_seconds=3,
         concurrency=2,
         start_in_flight=4,
         max_in_flight=8,
@@ -154,53 +158,92 @@ def check(service: Service) -> None:
     assert process.wait(60) == 0, service.logs()
 
 
+def made(service: Service, build: int) -> int:
+    found: int = service.query("SELECT count(*) FROM samples WHERE build_id = %s", build)[0][0]
+    return found
+
+
+def exactly(service: Service, build: int, problems: int, n: int) -> None:
+    """n samples of each problem, none twice, each scored once, nothing left in the spool."""
+    query = "SELECT problem, array_agg(sample_idx ORDER BY sample_idx) FROM samples WHERE build_id = %s GROUP BY 1"
+    assert sorted(service.query(query, build)) == [(problem, list(range(n))) for problem in range(problems)]
+    assert service.query("SELECT count(*) FROM scores WHERE build_id = %s", build) == [(problems * n,)]
+    assert service.query("SELECT count(*) FROM spool") == [(0,)]
+
+
 def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(service: Service) -> None:
-    problems, n = 60, 4
+    problems, n = 40, 4
     relay, worker = service.start("relay"), service.start("worker")
-    request = {
-        "dataset": "chaos",
-        "problems": [{"question": f"Q{i}", "answer": f"A{i}"} for i in range(problems)],
-        "n": n,
-        "seed": 7,
-        "selection": {"mode": "all"},
-    }
+    rows = [{"question": f"Q{i}", "answer": f"A{i}"} for i in range(problems)]
+    request = {"dataset": "chaos", "problems": rows, "n": n, "seed": 7, "selection": {"mode": "all"}}
     reply = service.http.post("/builds", json=request)
     assert reply.status_code == 202, reply.text
     id = reply.json()["id"]
 
-    until(lambda: made(service, id) >= 20, 60, service.logs)
+    until(lambda: made(service, id) >= 12, 60, service.logs)
     os.killpg(worker.pid, signal.SIGKILL)  # the worker and all its processes, requests under way
     worker.wait()
-    before = made(service, id)
-    assert 20 <= before < problems * n, "the kill came too late to prove anything"
+    assert 12 <= made(service, id) < problems * n, "the kill came too late to prove anything"
     with redis.Redis.from_url(service.settings.redis_url) as broker:
         broker.flushall()  # and what was queued is forgotten
-    relay.kill()
+    os.killpg(relay.pid, signal.SIGKILL)
     relay.wait()
     service.start("relay")
     service.start("worker")
 
     done = service.wait(id, "done", "failed")
     assert done["state"] == "done", done
-    assert done["counts"]["gen"]["complete"] == problems * n
-    assert done["counts"]["missing"] == 0
-    rows = service.query(
-        "SELECT problem, array_agg(sample_idx ORDER BY sample_idx) FROM samples WHERE build_id = %s GROUP BY 1 ORDER BY 1",
-        id,
-    )
-    assert rows == [(problem, list(range(n))) for problem in range(problems)]
-    assert service.query("SELECT count(*) FROM scores WHERE build_id = %s", id) == [(problems * n,)]
-    assert service.query("SELECT count(*) FROM spool") == [(0,)]
+    assert (done["counts"]["gen"]["complete"], done["counts"]["missing"]) == (problems * n, 0)
+    exactly(service, id, problems, n)
     check(service)
 
     version = service.get(f"/versions/{done['version']}")
     assert version["rows"] == problems * n
-    rows = [row for file in version["files"] for row in pq.read_table(service.settings.store / file["uri"]).to_pylist()]
+    found = [
+        row for file in version["files"] for row in pq.read_table(service.settings.store / file["uri"]).to_pylist()
+    ]
     expected = {(p, s): said(f"Q{p}", sample_seed(7, p, s, 0)) for p in range(problems) for s in range(n)}
-    assert {(row["problem"], row["sample_idx"]): row["explanation"] for row in rows} == expected
-    assert len(rows) == problems * n
+    assert {(row["problem"], row["sample_idx"]): row["explanation"] for row in found} == expected
+    assert len(found) == problems * n
 
 
-def made(service: Service, build: int) -> int:
-    found: int = service.query("SELECT count(*) FROM samples WHERE build_id = %s", build)[0][0]
-    return found
+def test_an_upload_is_built_through_an_outage_and_exported_by_the_client(
+    service: Service, platform: tuple[Platform, str], tmp_path: Path
+) -> None:
+    """After the first test: its relay and its second worker still run."""
+    problems, n = 30, 2
+    source = tmp_path / "problems.jsonl"
+    source.write_text("".join(json.dumps({"question": f"U{i}", "answer": f"A{i}"}) + "\n" for i in range(problems)))
+    with JobsClient(str(service.http.base_url)) as jobs:
+        upload = jobs.upload(source)
+        build = jobs.create_build(BuildRequest(dataset="uploaded", source=Source(upload=upload.id), n=n))
+        until(lambda: made(service, build.id) >= 5, 60, service.logs)
+        platform[0].down = True
+        time.sleep(1)  # leases end, and those who come find nobody ready
+        assert jobs.build(build.id).state is BuildState.running
+        platform[0].down = False
+        service.wait(build.id, "done", "failed")
+        done = jobs.build(build.id)
+        assert done.state is BuildState.done
+        assert done.counts.gen[GenStatus.complete] == problems * n  # the outage made no sample an error
+        exactly(service, build.id, problems, n)
+        assert done.version is not None
+        assert jobs.export(done.version, tmp_path / "chats.jsonl") > 0
+        assert len((tmp_path / "chats.jsonl").read_text().splitlines()) == problems
+        assert service.settings.heartbeat_file is not None
+        assert service.settings.heartbeat_file.exists()
+        arrived = "SELECT bool_and(arrived_at IS NOT NULL) FROM canaries"
+        until(lambda: service.query(arrived) == [(True,)], 30, service.logs)
+
+
+def test_a_worker_told_to_stop_gives_its_shards_back_and_ends(service: Service) -> None:
+    """After the second test, with the same worker."""
+    worker = service.processes[3]
+    rows = [{"question": f"S{i}", "answer": "A"} for i in range(200)]
+    id = service.http.post("/builds", json={"dataset": "stopped", "problems": rows, "n": 4}).json()["id"]
+    until(lambda: made(service, id) >= 5, 60, service.logs)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0, service.logs()
+    states = "SELECT count(*) FILTER (WHERE state = 'running'), max(barren) FROM shards WHERE build_id = %s"
+    assert service.query(states, id) == [(0, 0)], service.logs()
+    assert 5 <= made(service, id) < 800

@@ -23,6 +23,8 @@ from rlt_jobs.database import Database
 from rlt_jobs.store.models import File, Spool
 from rlt_jobs.store.traces import Traces
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 async def shard_of(database: Database, build_id: int) -> Shard:
     async with database.begin() as session:

@@ -46,12 +46,14 @@ def make_celery(settings: Settings) -> Celery:
         worker_redirect_stdouts=False,
         worker_soft_shutdown_timeout=30.0,  # Ctrl-C and SIGQUIT: time to give leases back before tasks are cancelled
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker waits for its broker as long as it takes
         broker_transport_options={
             **visibility,
             "priority_steps": list(range(HIGHEST + 1)),
             "queue_order_strategy": "priority",
             "socket_connect_timeout": BROKER_SECONDS,
             "socket_keepalive": True,
+            "max_retries": 0,  # of a connection to send over: the relay itself tries again
         },
         result_backend_transport_options=visibility,
         **visibility,

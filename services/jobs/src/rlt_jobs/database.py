@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import DateTime, Enum, LargeBinary, MetaData, Text, exc
@@ -18,9 +19,12 @@ from rlt_client.errors import Unavailable
 from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 
-__all__ = ["Base", "Database", "copy_rows", "raw_connection"]
+__all__ = ["Base", "Database", "copy_rows", "raw_connection", "unbroken"]
+
+T = TypeVar("T")
 
 CONNECT_SECONDS = 5  # a database that is down is answered with 503 rather than waited for
+SILENCE_SECONDS = 30  # a peer that acknowledges nothing for so long is gone
 POOL_SECONDS = 10.0  # the same for a pool that is used up
 
 
@@ -66,7 +70,11 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
             pool_pre_ping=True,  # a restarted database is not an error of the first request after it
-            connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": name},
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "tcp_user_timeout": SILENCE_SECONDS * 1000,
+                "application_name": name,
+            },
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
@@ -77,6 +85,8 @@ class Database:
             async with self._sessions.begin() as session:
                 yield session
         except exc.DBAPIError as error:
+            if _being_cancelled():  # in mid-query; that the connection broke of it is nobody's news
+                raise asyncio.CancelledError from error
             if unreachable(error):
                 raise Unavailable(
                     "the database is not available", type="database_unavailable", retry_after=2
@@ -87,6 +97,26 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def unbroken(transaction: Awaitable[T]) -> T:
+    """Run a transaction to its end even if the caller is cancelled meanwhile; the cancellation follows then.
+
+    A query that is cancelled in flight costs its connection and leaves it open whether it was done.
+    """
+    task = asyncio.ensure_future(transaction)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen; the cancellation goes before it
+        raise
 
 
 def unreachable(error: exc.DBAPIError) -> bool:

@@ -12,6 +12,7 @@ from uuid import UUID
 from rlt_client.errors import Unavailable
 from rlt_client.schemas.builds import BuildState
 from rlt_jobs.builds.work import DRAIN_SECONDS, Services, Stopped, unwrapped
+from rlt_jobs.database import unbroken
 from rlt_jobs.leases import LeaseLost, claim_build, release_build, renew_build
 
 __all__ = ["held_build"]
@@ -52,10 +53,14 @@ async def _beat(services: Services, build_id: int, token: UUID) -> None:
         if time.monotonic() - renewed < settings.heartbeat_seconds:
             continue
         try:
-            async with services.database.begin() as session:
-                await renew_build(session, build_id, token, seconds=settings.lease_seconds)
+            await unbroken(_renew(services, build_id, token))
         except Unavailable as error:
             if time.monotonic() - renewed > settings.lease_seconds:
                 raise LeaseLost(f"build {build_id}: not renewed in time: {error}") from error
             continue
         renewed = time.monotonic()
+
+
+async def _renew(services: Services, build_id: int, token: UUID) -> None:
+    async with services.database.begin() as session:
+        await renew_build(session, build_id, token, seconds=services.settings.lease_seconds)

@@ -27,7 +27,7 @@ from rlt_jobs.builds.outcomes import Outcome
 from rlt_jobs.builds.repository import ScorerChanged, ScorerKey
 from rlt_jobs.builds.sampler import Made, Misconfigured, Sampler, TeacherUnhealthy, Unhealthy
 from rlt_jobs.builds.spec import Spec
-from rlt_jobs.database import Database
+from rlt_jobs.database import Database, unbroken
 from rlt_jobs.leases import Claimed, LeaseLost, claim_shard, give_back, hold_shard, renew_shard
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
@@ -126,7 +126,7 @@ class _Run:
                     await self._make_all(self._sampler(spec), problems, todo)
             except BaseException:  # of a lease that ends early, too, what is finished is kept
                 with suppress(Unavailable):
-                    await self._flush()
+                    await unbroken(self._flush())
                 raise
             await self._insist(self._flush)
             await self._insist(lambda: seal(self._database, self._services.store, self._lease))
@@ -185,8 +185,7 @@ class _Run:
         while True:
             await asyncio.sleep(self._settings.heartbeat_seconds)
             try:
-                async with self._database.begin() as session:
-                    state = await renew_shard(session, self._lease, seconds=self._settings.lease_seconds)
+                state = await unbroken(self._renew())
             except Unavailable as error:
                 if time.monotonic() - renewed > self._settings.lease_seconds:
                     raise LeaseLost(f"shard {self._lease.shard_id}: not renewed in time: {error}") from error
@@ -194,6 +193,10 @@ class _Run:
             renewed = time.monotonic()
             if state is not BuildState.running:
                 raise Stopped(f"the build is {state}")
+
+    async def _renew(self) -> BuildState:
+        async with self._database.begin() as session:
+            return await renew_shard(session, self._lease, seconds=self._settings.lease_seconds)
 
     async def _watch(self) -> None:
         until = time.monotonic() + self._settings.shard_limit_seconds
@@ -241,7 +244,7 @@ class _Run:
         """Again while the database is away; the heartbeat decides when that has lasted too long."""
         while True:
             try:
-                return await call()
+                return await unbroken(call())
             except Unavailable as error:
                 log.warning("waiting for the database: %s", error)
                 await asyncio.sleep(DATABASE_PAUSE)
