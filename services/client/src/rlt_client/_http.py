@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, Final, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from rlt_client._lanes import Lanes
 from rlt_client.errors import (
     APIError,
     DeadlineExceeded,
@@ -56,8 +58,8 @@ class HTTP:
             base_url=base_url,
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=10.0),  # the deadline bounds the rest
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             transport=transport,
+            mounts=_lanes(max_connections) if transport is None else None,
         )
 
     async def __aenter__(self) -> Self:
@@ -132,6 +134,13 @@ class HTTP:
                 yield response
         except httpx.TransportError as error:
             raise TransportError(f"GET {path}: {error!r}") from error
+
+
+def _lanes(connections: int) -> dict[str, httpx.AsyncBaseTransport] | None:
+    """Beside the mounts that httpx makes of HTTP_PROXY and its kin, which must keep what they are for."""
+    if "ALL_PROXY" in os.environ or "all_proxy" in os.environ:
+        return None
+    return {"all://": Lanes(connections)}
 
 
 def _present(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from rlt_client.cli.choices import As, Kind, PresetName, Select, Shape
-from rlt_client.cli.connection import DEFAULT_STATE, JobsURL, Key, Service, StateDir, find_service, reach
+from rlt_client.cli.connection import (
+    DEFAULT_STATE,
+    LONG_PATIENCE,
+    PATIENCE,
+    JobsURL,
+    Key,
+    Service,
+    StateDir,
+    find_service,
+    reach,
+)
 from rlt_client.cli.errors import FAILED
 
 if TYPE_CHECKING:
@@ -202,18 +212,18 @@ def _follow(service: Service, build: int, *, as_json: bool) -> None:
     async def go(jobs: AsyncJobsClient) -> Build:
         return await follow(jobs, build, quiet=as_json)
 
-    ended = _call(service, go)
+    ended = _call(service, go, patience=LONG_PATIENCE)
     _show(ended, as_json=as_json)
     if ended.state != "done":
         raise typer.Exit(FAILED)
 
 
-def _call(service: Service, work: Callable[[AsyncJobsClient], Awaitable[T]]) -> T:
+def _call(service: Service, work: Callable[[AsyncJobsClient], Awaitable[T]], *, patience: float = PATIENCE) -> T:
     from rlt_client.jobs import AsyncJobsClient
 
     async def run() -> T:
         await reach(service)
-        async with AsyncJobsClient(service.url, key=service.key) as jobs:
+        async with AsyncJobsClient(service.url, key=service.key, patience=patience) as jobs:
             return await work(jobs)
 
     return asyncio.run(run())

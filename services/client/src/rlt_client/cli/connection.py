@@ -12,12 +12,25 @@ import typer
 
 from rlt_client.errors import TransportError
 
-__all__ = ["JobsURL", "Key", "RewardURL", "Service", "StateDir", "TeacherURL", "find_service", "reach"]
+__all__ = [
+    "LONG_PATIENCE",
+    "PATIENCE",
+    "JobsURL",
+    "Key",
+    "RewardURL",
+    "Service",
+    "StateDir",
+    "TeacherURL",
+    "find_service",
+    "reach",
+]
 
 DEFAULT_STATE = Path(".rlt")
 PORTS = {"teacher": 8001, "reward": 8002, "jobs": 8003}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PATIENCE = 5.0  # seconds for the first sign of life
+FIRST_SIGN = 5.0  # seconds for the first sign of life
+PATIENCE = 10.0  # somebody waits at the terminal: a refusal that lasts this long is told
+LONG_PATIENCE = 120.0  # somebody who watches a build wants to see it through a server's restart
 
 _PANEL = "Connection"
 TeacherURL = Annotated[
@@ -70,7 +83,7 @@ def _read_key(stack: dict[str, Any]) -> str | None:
 
 
 async def reach(service: Service) -> None:
-    """Ask for a first sign of life, so that a wrong address is told at once; after that the client retries for long.
+    """Ask for a first sign of life, so that a wrong address is told at once.
 
     Raises:
         TransportError: nobody answers there.
@@ -78,7 +91,7 @@ async def reach(service: Service) -> None:
     import httpx
 
     try:
-        async with httpx.AsyncClient(timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(timeout=FIRST_SIGN) as client:
             await client.get(f"{service.url}/livez")
     except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         hint = "; `rlt up` starts a local stack" if urlsplit(service.url).hostname in LOOPBACK else ""

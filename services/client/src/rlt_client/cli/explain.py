@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt_client.cli.choices import PresetName
-from rlt_client.cli.connection import DEFAULT_STATE, Key, Service, StateDir, TeacherURL, find_service, reach
+from rlt_client.cli.connection import DEFAULT_STATE, PATIENCE, Key, Service, StateDir, TeacherURL, find_service, reach
 
 if TYPE_CHECKING:
     from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation
@@ -64,7 +64,7 @@ async def _explain(service: Service, request: ExplainRequest) -> ExplainResponse
     from rlt_client.aio import AsyncTeacherClient
 
     await reach(service)
-    async with AsyncTeacherClient(service.url, key=service.key) as teacher:
+    async with AsyncTeacherClient(service.url, key=service.key, patience=PATIENCE) as teacher:
         return await teacher.explain(request)
 
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from rlt_client.cli.choices import DetailName, PresetName
-from rlt_client.cli.connection import DEFAULT_STATE, Key, RewardURL, Service, StateDir, find_service, reach
+from rlt_client.cli.connection import DEFAULT_STATE, PATIENCE, Key, RewardURL, Service, StateDir, find_service, reach
 from rlt_client.cli.errors import FAILED, CommandFailed
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def _score(
 
     await reach(service)
     complete, shown = True, False
-    async with AsyncRewardClient(service.url, key=service.key) as client:
+    async with AsyncRewardClient(service.url, key=service.key, patience=PATIENCE) as client:
         while some := list(islice(items, AT_ONCE)):
             calls = [client.score(item, spec=spec, format=format, student=student, detail=detail) for item in some]
             for result in await asyncio.gather(*calls):
