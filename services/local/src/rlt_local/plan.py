@@ -140,7 +140,11 @@ class Site:
             "reward_url": self.urls["reward"],
             "reward_key": self._keys.tokens["jobs"],
             "store": str(self._folder.root / "store"),
+            "formats": self._formats()["formats"],
             "concurrency": str(self._options.workers),
+            "shard_samples": "128",  # a shard is a worker's: small builds, too, keep all of them busy
+            "start_in_flight": "64",  # the servers are near and idle: there is nothing to feel one's way towards
+            "flush_seconds": "1",  # somebody watches the bar
         }
 
     def _formats(self) -> dict[str, str]:
