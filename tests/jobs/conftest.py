@@ -19,7 +19,7 @@ from rlt_client.schemas.builds import BuildProblem, BuildRequest
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
-from rlt_jobs.builds import repository
+from rlt_jobs.builds import repository, work
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.builds.work import Services
@@ -156,6 +156,15 @@ def platform() -> Platform:
 
 @pytest.fixture
 def settings(postgres_url: str, store: Store) -> Settings:
+    return make_settings(postgres_url, store)
+
+
+@pytest.fixture(scope="module")
+def module_settings(postgres_url: str, store: Store) -> Settings:
+    return make_settings(postgres_url, store)
+
+
+def make_settings(postgres_url: str, store: Store) -> Settings:
     return Settings(
         database_url=postgres_url,
         store=store.root,
@@ -169,8 +178,11 @@ def settings(postgres_url: str, store: Store) -> Settings:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def services(settings: Settings, database: Database, store: Store, platform: Platform) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, database: Database, store: Store, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Services]:
     """What a worker works with, its HTTP ending in `platform`."""
+    monkeypatch.setattr(work, "DRAIN_SECONDS", 0.05)
     transport = platform.transport()
     async with (
         AsyncTeacherClient("http://teacher", patience=0, transport=transport) as teacher,

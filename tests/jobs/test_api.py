@@ -39,10 +39,12 @@ API = httpx.AsyncClient
 Post = Callable[..., Awaitable[httpx.Response]]
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def api(settings: Settings) -> AsyncIterator[API]:
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def api(module_settings: Settings) -> AsyncIterator[API]:
     """A client of ann's; `auth(name)` gives the headers of the others."""
-    app = build_app(settings.model_copy(update={"keys": KEYS, "max_text_chars": 1000, "max_upload_bytes": 10_000}))
+    app = build_app(
+        module_settings.model_copy(update={"keys": KEYS, "max_text_chars": 1000, "max_upload_bytes": 10_000})
+    )
     async with (
         app.router.lifespan_context(app),
         API(transport=httpx.ASGITransport(app), base_url="http://jobs", headers=auth("ann")) as client,

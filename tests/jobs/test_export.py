@@ -30,9 +30,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROBLEMS, N = 5, 3
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_app(settings)
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def api(module_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    app = build_app(module_settings)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

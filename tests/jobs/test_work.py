@@ -233,15 +233,15 @@ async def test_kind_score_scores_the_given_explanations_without_a_teacher(
 async def test_a_build_that_is_stopped_keeps_what_is_finished(
     services: Services, make_build: Any, platform: Any, stop: BuildState
 ) -> None:
-    build_id = await make_build(problems=30, n=1)
-    slow(platform, 0.05)
+    build_id = await make_build(problems=80, n=1)
+    slow(platform, 0.1)  # two seconds of work
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
     async with services.database.begin() as session:
         await session.execute(update(Build).where(Build.id == build_id).values(state=stop))
     shard = await asyncio.wait_for(working, 5)
     made = await samples(services.database, build_id)
-    assert 0 < len(made) < 30
+    assert 0 < len(made) < 80
     assert (shard.state, shard.complete, shard.lease_token) == (ShardState.ready, len(made), None)
     async with services.database.begin() as session:
         spooled = (await session.scalars(select(Spool.texts).where(Spool.build_id == build_id))).all()
@@ -250,8 +250,8 @@ async def test_a_build_that_is_stopped_keeps_what_is_finished(
 
 
 async def test_a_paused_build_goes_on_where_it_stopped(services: Services, make_build: Any, platform: Any) -> None:
-    build_id = await make_build(problems=12, n=1)
-    slow(platform, 0.05)
+    build_id = await make_build(problems=80, n=1)
+    slow(platform, 0.1)
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
     async with services.database.begin() as session:
@@ -261,14 +261,16 @@ async def test_a_paused_build_goes_on_where_it_stopped(services: Services, make_
     async with services.database.begin() as session:
         await lifecycle.resume(session, await session.get_one(Build, build_id))
     platform.requests.clear()
+    slow(platform, 0)
     shard = await run(services, build_id)
-    assert (shard.state, shard.complete) == (ShardState.done, 12)
-    assert len([r for r in platform.requests if isinstance(r, ExplainRequest)]) == 12 - before
+    assert (shard.state, shard.complete) == (ShardState.done, 80)
+    assert len([r for r in platform.requests if isinstance(r, ExplainRequest)]) == 80 - before
+    assert 0 < before < 80
 
 
 async def test_a_lost_lease_stops_the_work_and_the_flush(services: Services, make_build: Any, platform: Any) -> None:
-    build_id = await make_build(problems=40, n=1)
-    slow(platform, 0.05)
+    build_id = await make_build(problems=80, n=1)
+    slow(platform, 0.1)
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
     async with services.database.begin() as session:  # as the reaper would

@@ -40,11 +40,11 @@ def main() -> NoReturn:
 
 def _api(args: list[str]) -> int:
     from rlt_jobs.settings import Settings
-    from rlt_service.server import serve
     from rlt_service.settings import load
 
     settings = load(Settings, args, prog="rlt-jobs api")
     from rlt_jobs import app
+    from rlt_service.server import serve
 
     serve(lambda: app.build(settings), settings, prog="rlt-jobs api")
 

@@ -11,8 +11,6 @@ from rlt_client.errors import RLTError
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
-from rlt_jobs.store.check import check
-from rlt_jobs.store.files import Store
 from rlt_service.keys import Key, create_token, hash_token, parse_keys
 
 __all__ = ["check_store", "keys", "run"]
@@ -30,6 +28,9 @@ def run(command: Coroutine[Any, Any, int], prog: str) -> int:
 
 
 async def check_store(settings: Settings) -> int:
+    from rlt_jobs.store.check import check  # pyarrow, which keys need not wait for
+    from rlt_jobs.store.files import Store
+
     database = Database(settings.database_url, name="rlt-jobs check", pool=2)
     wrong = 0
     try:
