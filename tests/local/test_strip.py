@@ -36,7 +36,7 @@ def test_each_token_stands_over_its_value() -> None:
     shown = rendered(Strip(["36", "A", "explanation"], [0.0, -0.5, 2.25], KL))
     first, second = shown.splitlines()
     assert first.split() == ["36", "A", "explanation"]
-    assert second.split() == ["+0.00", "-0.50", "+2.25"]
+    assert second.split() == ["0.00", "-0.50", "+2.25"]
     assert second.index("+2.25") >= first.index("explanation")
 
 

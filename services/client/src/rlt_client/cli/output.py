@@ -18,8 +18,12 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
 
 
-def nats(value: float | None) -> str:
-    return "—" if value is None else f"{value:+.3f}"
+def nats(value: float | None, digits: int = 3) -> str:
+    """With its sign, which zero has none of."""
+    if value is None:
+        return "—"
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def headline(score: Score | None) -> Text:

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from rlt_client.cli.output import nats
 from rlt_client.schemas.reward import TokenScores
 
 __all__ = ["ANSWER", "KL", "Scale", "Strip", "TokenStrips", "legend"]
@@ -59,7 +60,7 @@ class Strip:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = [_visible(text) for text in self.texts]
-        numbers = [f"{value:+.2f}" for value in self.values] if len(cells) <= MANY else [""] * len(cells)
+        numbers = [nats(value, 2).rjust(5) for value in self.values] if len(cells) <= MANY else [""] * len(cells)
         for row in _rows([max(cell_len(a), len(b)) for a, b in zip(cells, numbers, strict=True)], options.max_width):
             yield Text(" ").join(self._cell(cells[i], numbers[i], self.values[i]) for i in row)
             if any(numbers):

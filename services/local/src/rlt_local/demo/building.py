@@ -11,7 +11,6 @@ from rlt_client.cli.builds import card, export_version
 from rlt_client.cli.output import nats
 from rlt_client.cli.progress import follow
 from rlt_client.schemas.builds import Build, BuildRequest, BuildState, SampleRow, SampleSort, Source
-from rlt_client.schemas.common import ScoreStatus
 from rlt_local.demo.scene import Scene
 
 __all__ = ["build", "export"]
@@ -37,6 +36,7 @@ async def build(scene: Scene) -> Build:
     ended = await follow(scene.jobs, queued.id)
     tell.show(card(ended))
     complete = ended.state is BuildState.done and ended.counts.samples == total and ended.counts.missing == 0
+    tell.gap()
     tell.verdict(f"every one of {total} samples has its outcome", good=complete)
     return ended
 
@@ -50,19 +50,23 @@ async def export(scene: Scene, ended: Build) -> bool:
         tell.command(f"rlt build export {ended.id} --as {kind} -o {target} --state {scene.state}")
         _, size = await export_version(scene.jobs, ended.id, None, target, kind, "messages")
         tell.result(f"{target}{'/' if kind == 'hf' else ''}   {size:,} bytes")
+    tell.command(f"python -c \"import datasets; print(datasets.load_dataset('{folder}'))\"")
     rows = lines.read_text(encoding="utf-8").splitlines()
+    tell.gap()
     tell.say("The first row, as a student is trained on it:")
     tell.show(_messages(rows[0]))
-    await _extremes(scene, ended)
-    tell.command(f"python -c \"import datasets; print(datasets.load_dataset('{folder}'))\"")
-    wanted = _rows_wanted(ended)
-    tell.verdict(f"{len(rows)} rows exported", good=0 < len(rows) <= wanted)
-    return 0 < len(rows) <= wanted
+    tell.gap()
+    tell.say("The best trace of the build, and the worst:")
+    tell.command(scene.curl("jobs", f"/builds/{ended.id}/samples?sort=reward&descending=true&texts=true&limit=1"))
+    await _show_extremes(scene, ended)
+    tell.gap()
+    tell.verdict(f"{len(rows)} rows, one for each problem", good=len(rows) == _rows_wanted(ended))
+    return len(rows) == _rows_wanted(ended)
 
 
 def _rows_wanted(ended: Build) -> int:
-    """One row a problem at most; a problem without any complete and scored explanation has none."""
-    return min(ended.counts.problems, ended.counts.score.get(ScoreStatus.scored, 0))
+    """The best of each problem; with four tries none of these is left without a complete and scored explanation."""
+    return ended.counts.problems
 
 
 def _messages(line: str) -> RenderableType:
@@ -72,11 +76,8 @@ def _messages(line: str) -> RenderableType:
     )
 
 
-async def _extremes(scene: Scene, ended: Build) -> None:
-    scene.tell.command(
-        f"curl '{scene.urls['jobs']}/builds/{ended.id}/samples?sort=reward&descending=true&texts=true&limit=1' …"
-    )
-    for name, descending in (("best trace", True), ("worst trace", False)):
+async def _show_extremes(scene: Scene, ended: Build) -> None:
+    for name, descending in (("best", True), ("worst", False)):
         rows = scene.jobs.samples(ended.id, sort=SampleSort.by_reward, descending=descending, texts=True, page=1)
         async for row in rows:
             scene.tell.show(_trace(name, row))
@@ -84,11 +85,9 @@ async def _extremes(scene: Scene, ended: Build) -> None:
 
 
 def _trace(name: str, row: SampleRow) -> RenderableType:
+    parts = f"answer {nats(row.ss_mean)} nats a token, KL {nats(row.kl_mean)} nats a token"
     return Group(
-        Text.assemble(
-            (name, "bold"),
-            f"   reward {nats(row.reward)}   (r_ss from {nats(row.ss_mean)}, KL {nats(row.kl_mean)} nats a token)",
-        ),
-        Text(f"{row.question}  →  {row.answer}", style="dim"),
+        Text.assemble((f"{name:<6}", "bold"), f"reward {nats(row.reward)}  ", (parts, "dim")),
+        Text.assemble((f"{row.question} → {row.answer}", "dim")),
         Text((row.explanation or "").strip()),
     )

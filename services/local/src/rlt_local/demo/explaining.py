@@ -14,7 +14,7 @@ from rlt_client.cli.strip import TokenStrips, legend
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
 from rlt_client.schemas.reward import Detail, RewardItem, Score
 from rlt_local.demo.problems import in_words
-from rlt_local.demo.quality import BestOf, Ranking, best_of, good_against_leak
+from rlt_local.demo.quality import LEAST_GAIN, LEAST_SHARE, BestOf, Ranking, best_of, good_against_leak
 from rlt_local.demo.scene import Scene
 
 __all__ = ["explain", "judge", "score"]
@@ -31,11 +31,13 @@ async def explain(scene: Scene) -> ExplainResponse:
     tell = scene.tell
     tell.say(f"The question: {question}   ({in_words(question)}). The answer: {answer}.")
     tell.say(
-        "The teacher reads both and explains how one follows from the other; each explanation is "
-        "ranked by what a student learns from it."
+        "The teacher reads both and explains how one follows from the other. Explanations are ranked by "
+        "reward = r_ss − 3 · r_kl: how well the student then gives the answer, less how far the explanation strays "
+        "from what the student itself would think."
     )
     tell.command(f"rlt explain '{question}' {answer} -n {SAMPLES} --state {scene.state}")
     body = {"question": question, "answer": answer, "n": SAMPLES, "score": True}
+    tell.command(f"KEY=$(cat {scene.state}/keys/local.key)")
     tell.command(scene.curl("teacher", "/explain", json.dumps(body)))
     response = await scene.teacher.explain(ExplainRequest.model_validate(body | {"seed": 0}))
     tell.show(_ranking(response))
@@ -60,10 +62,7 @@ def _ranking(response: ExplainResponse) -> Table:
 async def score(scene: Scene, response: ExplainResponse) -> bool:
     """POST /reward with token detail: the best and the last explanation, and one that only leaks the answer."""
     tell, traced = scene.tell, scene.traced[0]
-    tell.say(
-        "The same explanations, and a hand-written one that only leaks the answer, scored token by "
-        "token by POST /reward."
-    )
+    tell.say("The same four explanations, and a hand-written one that only leaks the answer, scored token by token.")
     tell.command(f"rlt score -q '{traced.question}' -a {traced.answer} -e '{traced.leak}' --state {scene.state}")
     item = {"question": traced.question, "answer": traced.answer, "explanation": traced.leak}
     tell.command(scene.curl("reward", "/reward", json.dumps({"items": [item], "detail": "tokens"})))
@@ -78,9 +77,10 @@ async def score(scene: Scene, response: ExplainResponse) -> bool:
         "leaks the answer": scores[-1],
     }.items():
         tell.show(_strip(name, each))
+    tell.gap()
     tell.say(
-        "Green under the answer: the student gives it after reading that. Red above it: only somebody"
-        " who knows the answer would have written so, and the reward takes three times that off."
+        "A green answer: the student gives it after reading that. A red thought: only somebody who knows the answer "
+        "would have written so, and the reward takes three times that off."
     )
     return _agree(scene, response, scores[:-1])
 
@@ -93,6 +93,7 @@ def _strip(name: str, scored: Score) -> RenderableType:
 def _agree(scene: Scene, response: ExplainResponse, scores: list[Score]) -> bool:
     pairs = [(a.score.value(), b.value()) for a, b in zip(response.explanations, scores, strict=True) if a.score]
     apart = max(abs(a - b) for a, b in pairs)
+    scene.tell.gap()
     scene.tell.verdict(f"/reward gives what /explain ranked by: {apart:.1e} nats apart at most", good=apart <= SAME)
     return apart <= SAME
 
@@ -104,6 +105,7 @@ async def judge(scene: Scene) -> bool:
         f"{BEST_OF_PROBLEMS} held-out problems with {BEST_OF} explanations each, and "
         f"{len(scene.traced)} pairs of hand-written ones, over HTTP."
     )
+    tell.gap()
     sampled = await best_of(scene.teacher, scene.problems[:BEST_OF_PROBLEMS], BEST_OF)
     pairs = await good_against_leak(scene.reward, scene.traced)
     tell.verdict(_told_best_of(sampled), good=sampled.good)
@@ -112,13 +114,13 @@ async def judge(scene: Scene) -> bool:
 
 
 def _told_best_of(sampled: BestOf) -> str:
-    gain = sampled.best - sampled.mean
     return (
-        f"best of {sampled.n} by reward: {sampled.best:+.2f} nats, mean of {sampled.n}: {sampled.mean:+.2f}; "
-        f"the choice is worth {gain:.2f} nats (wanted: at least 1)"
+        f"best of {sampled.n} by reward {sampled.best:+.2f} nats, mean of {sampled.n} {sampled.mean:+.2f}: "
+        f"the choice is worth {sampled.gain:.2f} nats (promised: at least {LEAST_GAIN:g})"
     )
 
 
 def _told_ranking(pairs: Ranking) -> str:
     total = len(pairs.pairs)
-    return f"the good trace outranks the leaking one in {pairs.right} of {total} (wanted: at least {total * 95 // 100})"
+    least = round(LEAST_SHARE * total)
+    return f"a good trace outranks one that leaks the answer in {pairs.right} of {total} (promised: at least {least})"

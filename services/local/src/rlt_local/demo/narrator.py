@@ -10,7 +10,7 @@ from rich.text import Text
 
 __all__ = ["Narrator"]
 
-LONGEST_LINE = 100  # paragraphs are read, tables and strips may be wider
+LONGEST_LINE = 110  # paragraphs are read; tables, strips and commands may be wider
 
 
 class Narrator:
@@ -33,18 +33,24 @@ class Narrator:
         self._chapter, self._begun = "", time.monotonic()
 
     def say(self, text: str) -> None:
-        self.console.print(Text(text), width=min(LONGEST_LINE, self.console.width))
+        self._print(Text(text))
 
     def command(self, text: str) -> None:
         """What one would type for the same. Never wrapped: it is there to be copied."""
         self.console.print(Text(f"$ {text}", style="cyan"), soft_wrap=True)
 
     def result(self, text: str) -> None:
-        self.console.print(Text.assemble(("→ ", "green"), text), width=min(LONGEST_LINE, self.console.width))
+        self._print(Text.assemble(("→ ", "green"), text))
 
     def verdict(self, text: str, *, good: bool) -> None:
         mark, style = ("✓ ", "green") if good else ("✗ ", "bold red")
-        self.console.print(Text.assemble((mark, style), text), width=min(LONGEST_LINE, self.console.width))
+        self._print(Text.assemble((mark, style), text))
 
     def show(self, thing: RenderableType) -> None:
-        self.console.print(Padding(thing, (1, 0, 1, 2)))
+        self.console.print(Padding(thing, (1, 0, 0, 2)))
+
+    def gap(self) -> None:
+        self.console.print()
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, width=min(LONGEST_LINE, self.console.width))

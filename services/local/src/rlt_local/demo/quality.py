@@ -12,7 +12,7 @@ from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.schemas.reward import RewardItem
 from rlt_local.demo.problems import TracedProblem
 
-__all__ = ["BestOf", "Ranking", "best_of", "good_against_leak"]
+__all__ = ["LEAST_GAIN", "LEAST_SHARE", "BestOf", "Ranking", "best_of", "good_against_leak"]
 
 LEAST_GAIN = 1.0  # nats
 LEAST_SHARE = 0.95
@@ -34,8 +34,12 @@ class BestOf:
         return fmean(max(some) for some in self.rewards)
 
     @property
+    def gain(self) -> float:
+        return self.best - self.mean
+
+    @property
     def good(self) -> bool:
-        return self.best - self.mean >= LEAST_GAIN
+        return self.gain >= LEAST_GAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.jobs import AsyncJobsClient
@@ -25,6 +24,7 @@ __all__ = ["demo"]
 
 PROBLEMS = 200
 PAIRS = 100
+SHORT = 0.5  # seconds: chapters below are not worth a word
 INTRODUCTION = (
     "A teacher is shown a question and its answer, and explains how one follows from the other. "
     "It is rewarded for what a student then makes of the explanation (arXiv 2506.08388). "
@@ -40,10 +40,10 @@ def demo(state: Path, options: StackOptions, console: Console, *, keep: bool) ->
     try:
         record = _start(tell, folder, state, options)
         good = asyncio.run(_chapters(tell, record, folder, str(state)))
+        tell.chapter("The end")
     finally:
         if not keep:
             stop(folder)
-    tell.end_chapter()
     _close(tell, state, time.monotonic() - begun, keep=keep, good=good)
     return good
 
@@ -104,14 +104,12 @@ def _scene(tell: Narrator, record: StackRecord, folder: StateFolder, state: str,
 
 
 def _close(tell: Narrator, state: Path, seconds: float, *, keep: bool, good: bool) -> None:
-    rows = Table.grid(padding=(0, 2))
-    for name, took in tell.took.items():
-        rows.add_row(name, f"{took:.1f} s")
-    tell.show(rows)
-    tell.result(f"the data set and the problems are in {state}/out, the programs' logs in {state}/logs")
-    tell.result(
-        f"the stack still runs: rlt status --state {state}, rlt down --state {state}"
-        if keep
-        else "the stack is stopped"
-    )
+    tell.result(f"data set and problems: {state}/out; logs: {state}/logs")
+    if keep:
+        tell.result(f"the stack still runs: rlt status --state {state}; rlt down --state {state}")
+    else:
+        tell.result("the stack is stopped, and nothing is left running")
+    tell.end_chapter()
+    times = ", ".join(f"{name} {took:.0f} s" for name, took in tell.took.items() if took >= SHORT)
+    tell.say(f"Where the time went: {times}.")
     tell.verdict(f"done in {seconds:.0f} s" if good else "a number above is not as good as promised", good=good)

@@ -31,6 +31,6 @@ class Scene:
     def first(self) -> dict[str, str]:
         return self.problems[0]
 
-    def curl(self, service: str, path: str, body: str) -> str:
-        key = f'-H "Authorization: Bearer $(cat {self.state}/keys/local.key)"'
-        return f"curl -s {self.urls[service]}{path} {key} -H 'content-type: application/json' -d '{body}'"
+    def curl(self, service: str, path: str, body: str = "") -> str:
+        sent = f" --json '{body}'" if body else ""
+        return f"curl -s '{self.urls[service]}{path}' -H \"Authorization: Bearer $KEY\"{sent}"
