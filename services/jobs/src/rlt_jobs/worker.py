@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.exceptions import SoftTimeLimitExceeded
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_jobs import outbox
@@ -54,7 +55,8 @@ class Runtime:
             self._runner = asyncio.Runner()
         try:
             self._runner.run(self._with_services(act))
-        except BaseException:  # perhaps a signal in the middle of the loop: nothing of it may go on in the next task
+        except (SoftTimeLimitExceeded, SystemExit, KeyboardInterrupt):
+            # a signal in the middle of the loop: nothing of it may go on in the next task
             self._runner, self._services = None, None
             raise
 
