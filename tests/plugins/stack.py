@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+
 from rlt_jobs import migrate
 from rlt_local.databases import Running, prepare_postgres, prepare_valkey, start
 
