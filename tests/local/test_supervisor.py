@@ -135,6 +135,31 @@ async def test_a_killed_program_comes_back(stack, script, monkeypatch) -> None:
     assert not psutil.pid_exists(killed[0])
 
 
+async def test_a_program_that_cannot_be_started_again_is_tried_again(
+    stack, script, tmp_path: Path, monkeypatch
+) -> None:
+    """Its folder is away for a while: the rest of the stack has to stay."""
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.05)
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    up, record = stack(script("database", SLEEP, cwd=home), script("api", SLEEP))
+    seen: list[str] = []
+
+    def came_back() -> bool:
+        mine = record.components["database"]
+        if record.state is StackState.ready and home.exists() and not seen:
+            home.rename(away)
+            os.kill(mine.pid, signal.SIGKILL)
+        if mine.note and mine.note not in seen:
+            seen.append(mine.note)
+        if any(note.startswith("could not be started") for note in seen) and away.exists():
+            away.rename(home)
+        return len(seen) > 1 and mine.state is ComponentState.ready
+
+    assert await run_until(up, record, came_back) is StackState.stopped
+    assert record.components["api"].restarts == 0
+
+
 async def test_pauses_grow_while_a_program_keeps_ending(stack, script, monkeypatch) -> None:
     """0.02 + 0.04 + 0.08 s of pauses lie before the fourth start."""
     monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.02)

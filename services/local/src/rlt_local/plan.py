@@ -142,6 +142,9 @@ class Site:
             "store": str(self._folder.root / "store"),
             "formats": self._formats()["formats"],
             "concurrency": str(self._options.workers),
+            "lease_seconds": "20",  # on one machine a worker that is silent for so long is gone
+            "heartbeat_seconds": "5",
+            "reap_seconds": "2",
             "shard_samples": "128",  # a shard is a worker's: small builds, too, keep all of them busy
             "start_in_flight": "64",  # the servers are near and idle: there is nothing to feel one's way towards
             "flush_seconds": "1",  # somebody watches the bar

@@ -126,34 +126,44 @@ class Supervisor:
         pause = FIRST_PAUSE
         while True:
             started = time.monotonic()
-            process = self._start(component, children)
-            ended = await self._until_ready(component, process)
+            ending = await self._run_once(component, children)
             if component.once:
-                return self._finish(component, ended)
-            if ended is None:
-                self._mark_ready(component)
-                ended = await process.ended()
-            elif not self._ready[component.name].is_set():
-                raise self._failure(component.name, f"{_ending(ended)} before it was ready")
+                return
             if time.monotonic() - started > STEADY:
                 pause = FIRST_PAUSE
-            self._mark_ended(component, ended, pause)
+            self._mark_ended(component, ending, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _run_once(self, component: Component, children: Children) -> str:
+        """Start it and stay until it ends. Returns how; raises `StartFailed` unless it has been ready before."""
+        try:
+            process = self._start(component, children)
+        except OSError as error:
+            return self._ended(component, f"could not be started: {error}")
+        status = await self._until_ready(component, process)
+        if component.once:
+            return self._finish(component, status)
+        if status is not None:
+            return self._ended(component, _ending(status), " before it was ready")
+        self._mark_ready(component)
+        return _ending(await process.ended())
+
+    def _ended(self, component: Component, ending: str, when: str = "") -> str:
+        if not self._ready[component.name].is_set():
+            raise self._failure(component.name, ending + when)
+        return ending
 
     def _start(self, component: Component, children: Children) -> Process:
         if component.beat is not None:
             component.beat.unlink(missing_ok=True)
-        try:
-            process = children.spawn(
-                component.argv,
-                env={**os.environ, **component.env},
-                cwd=component.cwd or self._folder.root,
-                log=self._folder.log(component.name),
-                death_signal=component.death_signal,
-            )
-        except OSError as error:
-            raise self._failure(component.name, f"could not be started: {error}") from error
+        process = children.spawn(
+            component.argv,
+            env={**os.environ, **component.env},
+            cwd=component.cwd or self._folder.root,
+            log=self._folder.log(component.name),
+            death_signal=component.death_signal,
+        )
         self._running[component.name] = process
         record = self._record.components[component.name]
         record.pid, record.started = process.pid, time.time()
@@ -177,12 +187,13 @@ class Supervisor:
             await asyncio.wait([process.exit], timeout=PROBE_PAUSE)
         return process.exit.result()
 
-    def _finish(self, component: Component, status: int | None) -> None:
+    def _finish(self, component: Component, status: int | None) -> str:
         if status != 0:
             raise self._failure(component.name, f"{_ending(status)} before it was done")
         self._running.pop(component.name)
         self._record.components[component.name].pid = None
         self._mark_ready(component, ComponentState.done)
+        return _ending(status)
 
     def _mark_ready(self, component: Component, state: ComponentState = ComponentState.ready) -> None:
         record = self._record.components[component.name]
@@ -190,11 +201,11 @@ class Supervisor:
         self._set(component, state)
         self._ready[component.name].set()
 
-    def _mark_ended(self, component: Component, status: int, pause: float) -> None:
-        self._running.pop(component.name)
+    def _mark_ended(self, component: Component, ending: str, pause: float) -> None:
+        self._running.pop(component.name, None)
         record = self._record.components[component.name]
         record.pid, record.restarts = None, record.restarts + 1
-        self._set(component, ComponentState.restarting, f"{_ending(status)}; again in {pause:g} s")
+        self._set(component, ComponentState.restarting, f"{ending}; again in {pause:g} s")
 
     async def _stop_all(self) -> None:
         """What nothing else needs ends first."""

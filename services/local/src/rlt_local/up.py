@@ -56,7 +56,7 @@ def attached(options: StackOptions, folder: StateFolder, console: Console) -> No
         StackFailed: a program ended before it was ready; everything was stopped.
     """
     record = asyncio.run(_attached(options, folder, console))
-    _raise_if_failed(record, console)
+    _raise_if_failed(record, folder, console)
 
 
 async def _attached(options: StackOptions, folder: StateFolder, console: Console) -> StackRecord:
@@ -99,7 +99,7 @@ def detached(options: StackOptions, folder: StateFolder, console: Console) -> St
     except KeyboardInterrupt:
         stop(folder)
         raise
-    _raise_if_failed(record, console)
+    _raise_if_failed(record, folder, console)
     return record
 
 
@@ -128,10 +128,10 @@ def _follow(supervisor: subprocess.Popen[bytes], folder: StateFolder, started: f
             time.sleep(POLL)
 
 
-def _raise_if_failed(record: StackRecord, console: Console) -> None:
+def _raise_if_failed(record: StackRecord, folder: StateFolder, console: Console) -> None:
     if record.state is StackState.failed:
         console.print(failure(record))
-        raise StackFailed(f"{record.error}; its log is in {Path(record.key_file).parent.parent / 'logs'}")
+        raise StackFailed(f"{record.error}; its log is in {folder.logs}")
 
 
 def main(argv: list[str]) -> int:
