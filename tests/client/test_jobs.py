@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +148,10 @@ async def test_an_export_appears_whole(tmp_path: Path) -> None:
     assert dict(played.asked[0].url.params) == {"format": "parquet", "shape": "raw"}
 
 
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 async def _broken() -> AsyncIterator[bytes]:
     yield b"half"
     raise httpx.RemoteProtocolError("peer closed connection")
@@ -171,7 +174,7 @@ async def test_an_export_that_fails_leaves_the_old_file_and_nothing_else(
         with pytest.raises(error):
             await jobs.export(5, to)
     assert to.read_text() == "old"
-    assert os.listdir(tmp_path) == [to.name]
+    assert _names(tmp_path) == [to.name]
 
 
 async def test_a_reply_that_is_none_is_a_protocol_error() -> None:

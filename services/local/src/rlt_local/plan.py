@@ -23,6 +23,16 @@ COMMON_ENV = {
     "PYTHONUNBUFFERED": "1",  # a log that ends mid-sentence hides why a program died
 }
 
+# Settings of the jobs service that suit one machine; variables of these names (RLT_JOBS_…) go first.
+ON_ONE_MACHINE = {
+    "lease_seconds": "20",  # a worker that is silent for so long is gone
+    "heartbeat_seconds": "5",
+    "reap_seconds": "2",
+    "shard_samples": "128",  # a shard is a worker's: small builds, too, keep all of them busy
+    "start_in_flight": "64",  # the servers are near and idle: there is nothing to feel one's way towards
+    "flush_seconds": "1",  # somebody watches the bar
+}
+
 
 def plan(
     options: StackOptions, folder: StateFolder, supervisor: tuple[int, float]
@@ -142,12 +152,7 @@ class Site:
             "store": str(self._folder.root / "store"),
             "formats": self._formats()["formats"],
             "concurrency": str(self._options.workers),
-            "lease_seconds": "20",  # on one machine a worker that is silent for so long is gone
-            "heartbeat_seconds": "5",
-            "reap_seconds": "2",
-            "shard_samples": "128",  # a shard is a worker's: small builds, too, keep all of them busy
-            "start_in_flight": "64",  # the servers are near and idle: there is nothing to feel one's way towards
-            "flush_seconds": "1",  # somebody watches the bar
+            **_unless_told("jobs", ON_ONE_MACHINE),
         }
 
     def _formats(self) -> dict[str, str]:
@@ -186,6 +191,10 @@ def _model(name: str) -> str:
 def _variables(server: str, settings: dict[str, str]) -> dict[str, str]:
     """Settings as variables: a command line is for everyone to read, and some of them are keys."""
     return {f"RLT_{server}_{name}".upper(): value for name, value in settings.items()}
+
+
+def _unless_told(server: str, settings: dict[str, str]) -> dict[str, str]:
+    return {name: os.environ.get(f"RLT_{server}_{name}".upper(), value) for name, value in settings.items()}
 
 
 def _database(program: databases.Program) -> Component:
