@@ -65,13 +65,18 @@ QUICK = {"RLT_JOBS_LEASE_SECONDS": "4", "RLT_JOBS_HEARTBEAT_SECONDS": "1", "RLT_
 
 
 def run(
-    *arguments: str, state: Path, cwd: Path, stdin: str | None = None, timeout: float = 240
+    *arguments: str, cwd: Path, state: Path | None = None, stdin: str | None = None, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """The installed command, with nothing of the caller's own settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RLT_") or name == "RLT_CACHE"}
-    env |= QUICK | {"RLT_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "140"}
+    env |= QUICK | {"NO_COLOR": "1", "COLUMNS": "140"} | ({"RLT_STATE": str(state)} if state else {})
     command = [str(RLT), *arguments]
     return subprocess.run(command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(name="run")
+def run_fixture() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return run
 
 
 @pytest.fixture(scope="session")
