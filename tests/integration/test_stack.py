@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +29,9 @@ from rlt_client import (
 )
 from rlt_client.errors import Forbidden, NotFound, Unauthorized
 from rlt_client.schemas.builds import BuildState, SampleSort, Selection, SelectionMode
-from rlt_local.state import ComponentState
+from rlt_local.state import ComponentState, StateFolder
+
+RLT = Path(sys.executable).with_name("rlt")
 
 
 def test_everything_is_up(stack) -> None:
@@ -204,3 +208,15 @@ def test_down_leaves_nothing_behind(stack) -> None:
     assert {each.state for each in stack.record.components.values()} <= {ComponentState.stopped, ComponentState.done}
     assert "no stack runs" in stack.rlt("down")
     assert "no stack runs" in stack.rlt("status", status=3)
+
+
+def test_ctrl_c_while_a_detached_stack_starts_leaves_nothing(stack, tmp_path: Path, until) -> None:
+    folder = StateFolder(tmp_path / "early")
+    command = [str(RLT), "up", "--detach", "--ports", "free", "--state", str(folder.root)]
+    starting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: folder.read() is not None and folder.read().components["postgres"].state is ComponentState.ready)
+    supervisor = psutil.Process(folder.read().pid)
+    programs = [supervisor, *supervisor.children(recursive=True)]
+    starting.send_signal(signal.SIGINT)
+    assert starting.wait(60) == 130
+    assert [process for process in programs if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []

@@ -30,4 +30,4 @@ def register(app: "typer.Typer") -> None:
             raise typer.BadParameter("up to 64 letters, digits and _ . @ + -", param_hint="--owner")
         token = create_token()
         line = Key(hash_token(token), owner, frozenset(scope), in_path).line()
-        typer.echo(f"token, for the caller (RLT_API_KEY):\n  {token}\nline, for the server's keys file:\n  {line}")
+        typer.echo(f"token, for the caller (RLT_KEY):\n  {token}\nline, for the server's keys file:\n  {line}")

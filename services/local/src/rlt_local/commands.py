@@ -75,6 +75,7 @@ def up(
         attached(options, StateFolder(state), console())
         return
     console().print(summary(detached(options, StateFolder(state), console())))
+    console().print("rlt status, rlt logs and rlt down see to it.", style="dim")
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False, state: State = DEFAULT) -> None:

@@ -19,12 +19,13 @@ from rlt_local.options import StackOptions
 from rlt_local.plan import plan
 from rlt_local.process import tail
 from rlt_local.state import AlreadyRunning, StackRecord, StackState, StateFolder
-from rlt_local.stop import is_alive, stop
+from rlt_local.stop import is_alive
 from rlt_local.supervisor import Changed, Supervisor
 
 __all__ = ["StackFailed", "attached", "detached", "supervise"]
 
 POLL = 0.1
+LAST_WORDS = 5  # lines of a supervisor that could not even begin
 
 
 class StackFailed(RLTError):
@@ -92,12 +93,12 @@ def detached(options: StackOptions, folder: StateFolder, console: Console) -> St
     if is_alive(folder.read()):
         raise AlreadyRunning(f"a stack is already running in {folder.root} (rlt status, rlt down)")
     folder.make()
-    started = time.time()
     supervisor = _start_supervisor(options, folder)
     try:
-        record = _follow(supervisor, folder, started, console)
-    except KeyboardInterrupt:
-        stop(folder)
+        record = _follow(supervisor, folder, console)
+    except BaseException:  # Ctrl-C above all: what is half started must not stay
+        supervisor.terminate()
+        supervisor.wait()
         raise
     _raise_if_failed(record, folder, console)
     return record
@@ -111,18 +112,19 @@ def _start_supervisor(options: StackOptions, folder: StateFolder) -> subprocess.
         )
 
 
-def _follow(supervisor: subprocess.Popen[bytes], folder: StateFolder, started: float, console: Console) -> StackRecord:
+def _follow(supervisor: subprocess.Popen[bytes], folder: StateFolder, console: Console) -> StackRecord:
     """Show the record until the stack is ready or the supervisor has ended."""
+    created = psutil.Process(supervisor.pid).create_time()
     with Screen(console) as show:
         while True:
             ended = supervisor.poll() is not None
             record = folder.read()
-            if record is not None and record.pid == supervisor.pid and record.started >= started:
+            if record is not None and (record.pid, record.pid_created) == (supervisor.pid, created):
                 show(record)
                 if over(record) or record.state is StackState.ready:
                     return record
             elif ended:
-                raise StackFailed("\n".join(tail(folder.log("supervisor"), 5)) or "the supervisor ended")
+                raise StackFailed("\n".join(tail(folder.log("supervisor"), LAST_WORDS)) or "the supervisor ended")
             if ended:
                 raise StackFailed(f"the supervisor was ended; its log: {folder.log('supervisor')}")
             time.sleep(POLL)
