@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -109,7 +109,8 @@ def summary(record: StackRecord) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     for name, url in record.urls.items():
         rows.add_row(Text(name, style="bold"), url, Text(f"{url}/docs", style="dim"))
-    return Group(rows, Text.assemble("key     ", (record.key_file, "dim")))
+    rows.add_row(Text("key", style="bold"), Text(record.key_file, style="dim"))
+    return rows
 
 
 def failure(record: StackRecord) -> RenderableType:
