@@ -25,7 +25,7 @@ models: setup ## train the committed tiny base model again, seed and gate printe
 	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base --replace
 
 test: setup engine lint types ## everything but the slow tests
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(PY) -m pytest -m "not slow" -n 2
 
 test-slow: setup engine ## the slow tests alone
 	$(PY) -m pytest -m slow

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -147,7 +148,13 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 class LogLines(io.StringIO):
     def records(self, **members: Any) -> list[dict[str, Any]]:
-        """The lines that have these members."""
+        """The lines that have these members. A request's own line may come just after its reply: it is waited for."""
+        deadline = time.monotonic() + 2
+        while not (found := self._having(members)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
+
+    def _having(self, members: dict[str, Any]) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
         return [line for line in lines if members.items() <= line.items()]
 
