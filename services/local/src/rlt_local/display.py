@@ -108,7 +108,7 @@ def summary(record: StackRecord) -> RenderableType:
     """What to do with a stack that is up."""
     rows = Table.grid(padding=(0, 2))
     for name, url in record.urls.items():
-        rows.add_row(Text(name, style="bold"), url, Text(f"{url}/docs", style="dim"))
+        rows.add_row(Text(name, style="bold"), url, Text(f"{url}/openapi.json", style="dim"))
     rows.add_row(Text("key", style="bold"), Text(record.key_file, style="dim"))
     return rows
 
