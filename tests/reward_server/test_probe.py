@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from rlt_client.errors import InvalidRequest, NotFound
 from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec
-from rlt_reward_server.catalog import Catalog, read_formats
+from rlt_reward_server.catalog import Catalog
 from rlt_reward_server.probe import probe_item, prove
 from rlt_reward_server.reading import Reading
-from rlt_reward_server.settings import Settings
 from rlt_reward_server.spans import student_sequence
+from rlt_service.formats import read_formats
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 OPENS_THINK = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -149,18 +149,16 @@ def test_the_default_and_the_users_own_formats_must_pass(word_level: TextCodec, 
         Catalog(shipped, word_level, None, default="mini", required={"plain"})
 
 
-def test_own_formats_are_named_by_their_folder(
-    settings: Callable[..., Settings], tmp_path: Path, formats_dir: Path
-) -> None:
+def test_own_formats_are_named_by_their_folder(tmp_path: Path, formats_dir: Path) -> None:
     shutil.copy(formats_dir / "golden.toml", tmp_path)
-    formats, own = read_formats(settings(formats=tmp_path))
+    formats, own = read_formats(tmp_path, "stratos")
     assert own == {"golden"}
     assert set(formats) == {"golden", "stratos", "deepseek", "plain", "mini"}
     with pytest.raises(FormatError, match="no format is called 'nope'"):
-        read_formats(settings(format="nope"))
+        read_formats(None, "nope")
     (tmp_path / "broken.toml").write_text("name = 'broken'")
     with pytest.raises(FormatError, match=r"broken\.toml"):
-        read_formats(settings(formats=tmp_path))
+        read_formats(tmp_path, "stratos")
 
 
 def test_a_slow_tokenizer_is_no_codec() -> None:

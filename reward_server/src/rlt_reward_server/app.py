@@ -14,13 +14,14 @@ from fastapi import FastAPI
 
 from rlt_client.errors import ItemError, RLTError
 from rlt_client.formats import Format
-from rlt_reward_server.catalog import Catalog, read_formats
+from rlt_reward_server.catalog import Catalog
 from rlt_reward_server.endpoints import router
 from rlt_reward_server.metrics import RewardMetrics
 from rlt_reward_server.models import Models, find_models
 from rlt_reward_server.service import PassBatcher, RewardService, run_on
 from rlt_reward_server.settings import Settings
 from rlt_service.app import create_app
+from rlt_service.formats import read_formats
 from rlt_service.health import Check
 from rlt_service.metrics import Metrics
 
@@ -41,7 +42,7 @@ def build(settings: Settings) -> FastAPI:
     Raises:
         FormatError: a format cannot be read.
     """
-    formats, own = read_formats(settings)
+    formats, own = read_formats(settings.formats, settings.format)
     metrics = Metrics()
     counted = RewardMetrics(metrics)
 

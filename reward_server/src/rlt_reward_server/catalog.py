@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlt_client.errors import InvalidRequest, NotFound
-from rlt_client.formats import Format, FormatError, load_format, load_formats
+from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec
 from rlt_client.schemas.common import FieldError
 from rlt_reward_server.probe import prove
-from rlt_reward_server.settings import Settings
 
-__all__ = ["Catalog", "Entry", "read_formats"]
+__all__ = ["Catalog", "Entry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +67,3 @@ def _refusal(format: Format, student: TextCodec, teacher: TextCodec | None) -> s
     except FormatError as error:
         return str(error)
     return None
-
-
-def read_formats(settings: Settings) -> tuple[dict[str, Format], set[str]]:
-    """All formats by name, and the names of the user's own.
-
-    Raises:
-        FormatError: a file cannot be read, or there is no format of the default's name.
-    """
-    formats = load_formats(settings.formats)
-    if settings.format not in formats:
-        raise FormatError(f"no format is called {settings.format!r}; there are {', '.join(sorted(formats))}")
-    own = settings.formats.glob("*.toml") if settings.formats else ()
-    return formats, {load_format(path).name for path in own}

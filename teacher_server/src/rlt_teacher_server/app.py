@@ -17,6 +17,7 @@ from rlt_client.errors import ItemError, Unavailable
 from rlt_client.formats import Format
 from rlt_client.prompts import TextCodec, teacher_prompt
 from rlt_service.app import create_app
+from rlt_service.formats import read_formats
 from rlt_service.health import Check
 from rlt_service.metrics import Metrics
 from rlt_teacher_server.admission import Admission
@@ -40,10 +41,9 @@ def build(settings: Settings) -> FastAPI:
     Raises:
         FormatError: a format cannot be read.
     """
-    from rlt_teacher_server.catalog import read_formats
     from rlt_teacher_server.endpoints import router
 
-    formats, own = read_formats(settings)
+    formats, own = read_formats(settings.formats, settings.format)
     metrics = Metrics()
     counted = TeacherMetrics(metrics)
 

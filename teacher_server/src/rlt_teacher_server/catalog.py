@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlt_client.errors import InvalidRequest, NotFound
-from rlt_client.formats import Format, FormatError, load_format, load_formats
+from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec, Untokenizable, content, literal, teacher_prompt
 from rlt_client.schemas.common import FieldError
-from rlt_teacher_server.settings import Settings
 
-__all__ = ["Catalog", "Entry", "closing_tokens", "prove", "read_formats"]
+__all__ = ["Catalog", "Entry", "closing_tokens", "prove"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +92,3 @@ def closing_tokens(format: Format, codec: TextCodec) -> tuple[int, ...]:
 
 def _squeezed(text: str) -> str:
     return " ".join(text.split())
-
-
-def read_formats(settings: Settings) -> tuple[dict[str, Format], set[str]]:
-    """All formats by name, and the names of the user's own.
-
-    Raises:
-        FormatError: a file cannot be read, or there is no format of the default's name.
-    """
-    formats = load_formats(settings.formats)
-    if settings.format not in formats:
-        raise FormatError(f"no format is called {settings.format!r}; there are {', '.join(sorted(formats))}")
-    own = settings.formats.glob("*.toml") if settings.formats else ()
-    return formats, {load_format(path).name for path in own}
