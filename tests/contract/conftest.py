@@ -15,7 +15,7 @@ from rlt_client.formats import Format, shipped_formats
 from rlt_client.prompts import teacher_prompt
 from rlt_teacher_server.engine.base import Engine, Sample, SampleRequest
 from rlt_teacher_server.engine.loading import make_engine
-from rlt_teacher_server.policy import Policy, load_policy
+from rlt_teacher_server.model import TeacherModel, load_model
 from rlt_teacher_server.settings import Settings
 
 ENGINES = ["transformers", pytest.param("vllm", marks=pytest.mark.engine)]
@@ -28,19 +28,19 @@ def mini() -> Format:
 
 
 @pytest.fixture(scope="session")
-def policy(tiny_model: Path) -> Policy:
-    return load_policy(str(tiny_model))
+def policy(tiny_model: Path) -> TeacherModel:
+    return load_model(str(tiny_model))
 
 
 @pytest.fixture(scope="session")
-def prompt(policy: Policy, mini: Format) -> list[int]:
+def prompt(policy: TeacherModel, mini: Format) -> list[int]:
     """A teacher's prompt: a chain of four operations and its result."""
     codec = policy.codec
     return codec.encode(teacher_prompt(codec, mini, mini.probe.question, mini.probe.answer)).ids
 
 
 @pytest.fixture(scope="session")
-def close_id(policy: Policy) -> int:
+def close_id(policy: TeacherModel) -> int:
     [token] = policy.codec.tokenizer.convert_tokens_to_ids([CLOSE])
     return token
 
@@ -51,7 +51,7 @@ def engine_address(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def make(tiny_model: Path, policy: Policy, prompt: list[int]) -> Callable[[str], Engine]:
+def make(tiny_model: Path, policy: TeacherModel, prompt: list[int]) -> Callable[[str], Engine]:
     """An engine made as the server makes it."""
 
     def from_address(address: str) -> Engine:

@@ -126,7 +126,7 @@ def _renormalised(logprobs: list[float], token: int, top_k: int = 0, top_p: floa
 
 
 async def test_the_context_is_known_and_kept(engine, ask, prompt):
-    room = (await engine.limits()).max_model_len
+    room = engine.limits.max_model_len
     assert room == 256
     exact = await engine.sample(ask(max_tokens=room - len(prompt), stop_token_ids=()))
     assert exact.token_ids

@@ -14,13 +14,13 @@ from rlt_teacher_server.engine import transformers as embedded
 from rlt_teacher_server.engine.base import SampleRequest
 from rlt_teacher_server.engine.decoding import Decoder, Row
 from rlt_teacher_server.engine.transformers import TransformersEngine
-from rlt_teacher_server.policy import load_policy
+from rlt_teacher_server.model import load_model
 
 
 @pytest.fixture(scope="module")
 def decoder(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    return Decoder(model, load_policy(str(tiny_model)).codec.decode)
+    return Decoder(model, load_model(str(tiny_model)).codec.decode)
 
 
 class Recorded:
@@ -180,7 +180,7 @@ def test_logits_that_are_no_numbers_end_a_row(tiny_model):
 
 
 def test_a_stop_string_may_lie_across_tokens(decoder, tiny_model):
-    codec = load_policy(str(tiny_model)).codec
+    codec = load_model(str(tiny_model)).codec
     [free], _ = run(decoder, ask(temperature=0.0, max_tokens=6))
     first, second = codec.tokens(free.ids[:2])
     [stopped], ended = run(decoder, ask(temperature=0.0, max_tokens=6, stop=("never", f"{first} {second}")))

@@ -39,9 +39,9 @@ def test_without_seeds_equal_items_differ(generate):
 
 def test_an_explanation_can_be_made_again_from_its_seed(generate, explain, tiny_model, mini, problem):
     from rlt_client.prompts import teacher_prompt
-    from rlt_teacher_server.policy import load_policy
+    from rlt_teacher_server.model import load_model
 
-    codec = load_policy(str(tiny_model)).codec
+    codec = load_model(str(tiny_model)).codec
     prompt = codec.encode(teacher_prompt(codec, mini, problem["question"], problem["answer"])).ids
     [explanation] = explain(return_tokens=True, seed=17)["explanations"]
     item = {"prompt_token_ids": prompt, "seed": explanation["seed"]}

@@ -18,7 +18,7 @@ from rlt_teacher_server.concurrency import together
 from rlt_teacher_server.engine.base import Sample, SampleRequest
 from rlt_teacher_server.engine.sampling import pick, processed_logprobs
 from rlt_teacher_server.errors import Reason, item_error
-from rlt_teacher_server.policy import load_policy
+from rlt_teacher_server.model import load_model
 from rlt_teacher_server.sampler import Failure, finished_samples
 
 # Sampling
@@ -105,7 +105,7 @@ def test_a_row_of_nan_is_still_a_token():
 
 @pytest.fixture(scope="module")
 def codec(tiny_model):
-    return load_policy(str(tiny_model)).codec
+    return load_model(str(tiny_model)).codec
 
 
 ASKED = SampleRequest([1, 2, 3], 10, seed=7)

@@ -142,11 +142,11 @@ def test_a_format_that_is_not_there(settings):
 
 
 def test_every_end_of_turn_token_is_known(tiny_model, tmp_path):
-    from rlt_teacher_server.policy import load_policy
+    from rlt_teacher_server.model import load_model
 
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
-    assert {5, 6} < set(load_policy(str(copy)).eos_token_ids)
+    assert {5, 6} < set(load_model(str(copy)).eos_token_ids)
 
 
 def test_an_engine_that_is_down_is_waited_for(settings, problem):

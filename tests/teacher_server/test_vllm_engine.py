@@ -100,9 +100,11 @@ async def test_the_served_model_is_found():
     models = [{"id": "adapter", "parent": "base", "max_model_len": 99}, {"id": "base", "max_model_len": 64}]
     fake = FakeVLLM(models=models)
     async with fake.engine() as engine:
-        assert (await engine.limits()).max_model_len == 64
+        await engine.connect()
+        assert engine.limits.max_model_len == 64
     async with fake.engine(model="adapter") as engine:
-        assert (await engine.limits()).max_model_len == 99
+        await engine.connect()
+        assert engine.limits.max_model_len == 99
 
 
 @pytest.mark.parametrize("models", [[{"id": "other", "parent": "x", "max_model_len": 5}], [{"id": "tiny"}]])
@@ -183,7 +185,7 @@ async def test_another_program_at_the_address():
         "http://web", probe=[1], transport=httpx.MockTransport(lambda _: httpx.Response(200, content=b"<html>"))
     ) as engine:
         with pytest.raises(Unavailable) as caught:
-            await engine.limits()
+            await engine.connect()
     assert caught.value.type == "engine_misconfigured"
 
 

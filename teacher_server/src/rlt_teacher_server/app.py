@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from rlt_client.aio import AsyncRewardClient
-from rlt_client.errors import ItemError, Unavailable
+from rlt_client.errors import Unavailable
 from rlt_client.formats import Format
 from rlt_client.prompts import TextCodec, teacher_prompt
 from rlt_service.app import create_app
@@ -25,14 +25,12 @@ from rlt_teacher_server.metrics import TeacherMetrics
 from rlt_teacher_server.settings import Settings
 
 if TYPE_CHECKING:
-    from rlt_teacher_server.engine.base import Engine
+    from rlt_teacher_server.engine.pool import Engines
     from rlt_teacher_server.scoring import Scorer
 
 __all__ = ["build"]
 
 log = logging.getLogger(__name__)
-
-PROOF_S: Final = 30.0  # how long one token proves that the engine works: orchestrators ask every few seconds
 
 
 def build(settings: Settings) -> FastAPI:
@@ -80,25 +78,30 @@ async def _start(
 ) -> _Readiness:
     """Load and prove what this process itself has. An engine elsewhere may come later: `/readyz` waits for it."""
     from rlt_teacher_server.catalog import Catalog
+    from rlt_teacher_server.engine.base import FullWeights
     from rlt_teacher_server.engine.loading import make_engine
+    from rlt_teacher_server.engine.pool import Engines
     from rlt_teacher_server.explain import ExplainService
     from rlt_teacher_server.generate import GenerateService
-    from rlt_teacher_server.policy import load_policy
+    from rlt_teacher_server.model import load_model
+    from rlt_teacher_server.policies.registry import Policies
     from rlt_teacher_server.sampler import Sampler
 
     began = time.perf_counter()
-    policy = await asyncio.to_thread(load_policy, settings.model)
-    catalog = Catalog(formats, policy.codec, default=settings.format, required=own)
-    probe = _probe(policy.codec, formats[settings.format])
-    engine = await stack.enter_async_context(make_engine(settings, policy, probe))
-    log.info("model loaded", extra={"model": policy.ref.name, "seconds": round(time.perf_counter() - began, 2)})
+    model = await asyncio.to_thread(load_model, settings.model)
+    catalog = Catalog(formats, model.codec, default=settings.format, required=own)
+    probe = _probe(model.codec, formats[settings.format])
+    engine = make_engine(settings, model, probe)
+    held = FullWeights(model.ref.revision, model.folder)
+    engines = await stack.enter_async_context(Engines({"engine": engine}, held, probe))
+    log.info("model loaded", extra={"model": model.ref.name, "seconds": round(time.perf_counter() - began, 2)})
     admission = Admission(settings.max_samples)
     metrics.watch(lambda: admission.inside)
-    sampler = Sampler(policy, engine, admission, metrics)
+    sampler = Sampler(model, Policies(model, engines), engines, admission, metrics)
     scorer = await _scorer(settings, stack)
     app.state.explainer = ExplainService(sampler, catalog, budget=settings.max_tokens, scorer=scorer)
     app.state.generator = GenerateService(sampler, max_items=settings.max_samples)
-    return _Readiness(engine, admission, probe)
+    return _Readiness(engines)
 
 
 def _probe(codec: TextCodec, format: Format) -> list[int]:
@@ -119,25 +122,12 @@ async def _scorer(settings: Settings, stack: AsyncExitStack) -> Scorer | None:
 class _Readiness:
     """Ready is an engine that produces a token with its log-prob; while it is busy with requests it has to get on."""
 
-    def __init__(self, engine: Engine, admission: Admission, probe: list[int]) -> None:
-        self._engine = engine
-        self._admission = admission
-        self._probe = probe
-        self._proved = float("-inf")
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
 
     async def checks(self) -> Mapping[str, Check]:
         try:
-            await self._check()
-        except (Unavailable, ItemError) as error:
-            self._proved = float("-inf")
+            await self._engines.ready()
+        except Unavailable as error:
             return {"engine": Check(ok=False, detail=str(error))}
         return {"engine": Check(ok=True)}
-
-    async def _check(self) -> None:
-        from rlt_teacher_server.engine.base import SampleRequest
-
-        await self._engine.alive()
-        if time.monotonic() - self._proved < PROOF_S or self._admission.inside:
-            return
-        await self._engine.sample(SampleRequest(self._probe, max_tokens=1, seed=0))
-        self._proved = time.monotonic()

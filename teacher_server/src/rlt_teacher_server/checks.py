@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from rlt_client.errors import InvalidRequest, NotFound, PayloadTooLarge
+from rlt_client.errors import InvalidRequest, PayloadTooLarge
 from rlt_client.schemas.common import FieldError
 from rlt_client.schemas.explain import ExplainRequest
-from rlt_teacher_server.policy import Policy
 
-__all__ = ["check_explain", "check_items", "check_policy", "check_temperature"]
+__all__ = ["check_explain", "check_items", "check_temperature"]
 
 COLDEST: Final = 0.01
 """vLLM samples no colder than this, and would report the log-probs of another temperature than was asked for."""
-
-
-def check_policy(policy: Policy, name: str | None) -> None:
-    """Raises `NotFound` (policy_not_found) unless this is what the server has, by its name or its revision."""
-    if name not in (None, policy.ref.name, policy.ref.revision):
-        detail = f"no such policy; there is {policy.ref.name}"
-        raise NotFound(detail, type="policy_not_found", errors=[_at("policy", detail)])
 
 
 def check_explain(request: ExplainRequest, *, can_score: bool) -> None:

@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from rlt_client.errors import InvalidRequest
 from rlt_client.formats import Format
 from rlt_client.prompts import Untokenizable, teacher_prompt
+from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation, ExplanationUsage
 from rlt_client.schemas.reward import RewardItem, Score, needs_distributions
 from rlt_service import timing
 from rlt_teacher_server import outcome
 from rlt_teacher_server.catalog import Catalog
-from rlt_teacher_server.checks import check_explain, check_policy
+from rlt_teacher_server.checks import check_explain
 from rlt_teacher_server.concurrency import together
 from rlt_teacher_server.engine.base import Sample, SampleRequest
+from rlt_teacher_server.engine.pool import Group
+from rlt_teacher_server.policies.registry import Use
 from rlt_teacher_server.sampler import Failure, Sampler, finished_samples
 from rlt_teacher_server.scoring import Scorer
 from rlt_teacher_server.seeds import derive_seed, fresh_seed
@@ -66,11 +69,12 @@ class ExplainService:
         began = time.perf_counter()
         plan = await self._plan(request)
         with self._sampler.admission.admit(request.n):
-            outcomes = await together(self._outcome(plan, index) for index in range(request.n))
-        return self._response(plan, outcomes, began)
+            async with self._sampler.policies.using(request.policy) as use:
+                group = use.group()
+                outcomes = await together(self._outcome(plan, use, group, index) for index in range(request.n))
+        return self._response(plan, use.policy, outcomes, began)
 
     async def _plan(self, request: ExplainRequest) -> _Plan:
-        check_policy(self._sampler.policy, request.policy)
         check_explain(request, can_score=self._scorer is not None)
         entry = self._catalog.get(request.format)
         prompt = await asyncio.to_thread(self._encode, entry.format, request)
@@ -87,28 +91,30 @@ class ExplainService:
         return _Plan(request, entry.format, sampling)
 
     def _encode(self, format: Format, request: ExplainRequest) -> list[int]:
-        codec = self._sampler.policy.codec
+        codec = self._sampler.model.codec
         try:
             return codec.encode(teacher_prompt(codec, format, request.question, request.answer)).ids
         except Untokenizable as error:
             raise InvalidRequest(str(error), type="untokenizable") from error
 
-    async def _outcome(self, plan: _Plan, index: int) -> _Outcome:
+    async def _outcome(self, plan: _Plan, use: Use, group: Group, index: int) -> _Outcome:
         asked = replace(plan.sampling, seed=derive_seed(plan.sampling.seed, index))
-        result = await self._sampler.sample(asked)
+        result = await self._sampler.sample(group, asked)
         if isinstance(result, Failure):
             explanation = outcome.failed(asked, result.problem, index)
         else:
-            explanation = await self._finish(plan, asked, result, index)
+            explanation = await self._finish(plan, use.policy, asked, result, index)
         self._sampler.metrics.sample(explanation.gen_status, explanation.usage.completion_tokens)
         return _Outcome(explanation, result)
 
-    async def _finish(self, plan: _Plan, asked: SampleRequest, sample: Sample, index: int) -> Explanation:
-        policy, request = self._sampler.policy, plan.request
+    async def _finish(
+        self, plan: _Plan, policy: ModelRef, asked: SampleRequest, sample: Sample, index: int
+    ) -> Explanation:
+        request = plan.request
         explanation = await asyncio.to_thread(  # decoding 16,000 tokens would hold up the event loop
-            outcome.finished, policy.codec, plan.format, asked, sample, index
+            outcome.finished, self._sampler.model.codec, plan.format, asked, sample, index
         )
-        teacher = outcome.teacher_tokens(asked, sample, policy.ref.revision)
+        teacher = outcome.teacher_tokens(asked, sample, policy.revision)
         if request.return_tokens:
             explanation.teacher = teacher
         if request.score:
@@ -125,7 +131,7 @@ class ExplainService:
         self._sampler.metrics.score(score.status.value)
         return score.model_copy(update={"index": index})
 
-    def _response(self, plan: _Plan, outcomes: Sequence[_Outcome], began: float) -> ExplainResponse:
+    def _response(self, plan: _Plan, policy: ModelRef, outcomes: Sequence[_Outcome], began: float) -> ExplainResponse:
         samples = finished_samples(each.result for each in outcomes)
         spent = timing.split(began, time.perf_counter(), [sample.moments for sample in samples])
         self._sampler.metrics.request(spent)
@@ -133,7 +139,7 @@ class ExplainService:
         return ExplainResponse(
             explanations=ranked,
             best=outcome.best(ranked),
-            policy=self._sampler.policy.ref,
+            policy=policy,
             format=plan.format.ref,
             usage=ExplanationUsage(
                 prompt_tokens=len(plan.sampling.prompt_token_ids),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.generate import Generated, GenerateItem, GenerateRequest, GenerateResponse
 from rlt_service import timing
-from rlt_teacher_server.checks import check_items, check_policy, check_temperature
+from rlt_teacher_server.checks import check_items, check_temperature
 from rlt_teacher_server.concurrency import together
 from rlt_teacher_server.engine.base import Sample, SampleRequest
+from rlt_teacher_server.engine.pool import Group
+from rlt_teacher_server.policies.registry import Use
 from rlt_teacher_server.sampler import Failure, Sampler, finished_samples
 from rlt_teacher_server.seeds import fresh_seed
 
@@ -35,18 +38,25 @@ class GenerateService:
             Unavailable: the engine is down and no item was finished.
         """
         began = time.perf_counter()
-        check_policy(self._sampler.policy, request.policy)
         check_temperature(request.temperature)
         check_items(len(request.items), self._max_items)
         with self._sampler.admission.admit(len(request.items)):
-            results = await together(self._sampler.sample(_asked(request, item)) for item in request.items)
+            async with self._sampler.policies.using(request.policy) as use:
+                results = await self._sample(use, request)
         spent = timing.split(began, time.perf_counter(), [each.moments for each in finished_samples(results)])
         self._sampler.metrics.request(spent)
         pairs = enumerate(zip(request.items, results, strict=True))
-        items = [self._generated(item, index, result) for index, (item, result) in pairs]
-        return GenerateResponse(items=items, policy=self._sampler.policy.ref, timing=spent)
+        items = [self._generated(use.policy, item, index, result) for index, (item, result) in pairs]
+        return GenerateResponse(items=items, policy=use.policy, timing=spent)
 
-    def _generated(self, item: GenerateItem, index: int, result: Sample | Failure) -> Generated:
+    async def _sample(self, use: Use, request: GenerateRequest) -> list[Sample | Failure]:
+        """Items with one prompt are one group."""
+        groups: dict[tuple[int, ...], Group] = {}
+        of_item = [groups.setdefault(tuple(item.prompt_token_ids), use.group()) for item in request.items]
+        pairs = zip(of_item, request.items, strict=True)
+        return await together(self._sampler.sample(group, _asked(request, item)) for group, item in pairs)
+
+    def _generated(self, policy: ModelRef, item: GenerateItem, index: int, result: Sample | Failure) -> Generated:
         failure, sample = (result, None) if isinstance(result, Failure) else (None, result)
         problem = failure.problem if failure else None
         self._sampler.metrics.generated(len(sample.token_ids) if sample else 0, problem.type if problem else None)
@@ -56,7 +66,7 @@ class GenerateService:
             token_ids=sample.token_ids if sample else [],
             logprobs=sample.logprobs if sample else [],
             finish_reason=sample.finish_reason if sample else None,
-            policy_revision=self._sampler.policy.ref.revision,
+            policy_revision=policy.revision,
             error=problem,
         )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rlt_client.errors import ItemError, Unavailable
 from rlt_client.schemas.common import Problem
 from rlt_teacher_server.admission import Admission
-from rlt_teacher_server.engine.base import Engine, Sample, SampleRequest
+from rlt_teacher_server.engine.base import Sample, SampleRequest, Watch
+from rlt_teacher_server.engine.pool import Engines, Group
 from rlt_teacher_server.metrics import TeacherMetrics
-from rlt_teacher_server.policy import Policy
+from rlt_teacher_server.model import TeacherModel
+from rlt_teacher_server.policies.registry import Policies
 
 __all__ = ["Failure", "Sampler", "finished_samples"]
 
@@ -25,16 +27,23 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A policy, the engine that runs it, and who is let in."""
+    """What all policies share, the policies, the engines that run them, and who is let in."""
 
-    policy: Policy
-    engine: Engine
+    model: TeacherModel
+    policies: Policies
+    engines: Engines
     admission: Admission
     metrics: TeacherMetrics
 
-    async def sample(self, request: SampleRequest) -> Sample | Failure:
+    async def sample(
+        self,
+        group: Group,
+        request: SampleRequest,
+        watch: Watch | None = None,
+        restarted: Callable[[], None] | None = None,
+    ) -> Sample | Failure:
         try:
-            return await self.engine.sample(request)
+            return await group.sample(request, watch, restarted)
         except ItemError as error:
             return Failure(error.problem)
         except Unavailable as error:
@@ -42,7 +51,7 @@ class Sampler:
 
     async def room(self, prompt: int, budget: int) -> int:
         """`budget` cut to what a prompt of so many tokens leaves of the context; at least 1, which then overflows."""
-        limits = await self.engine.limits()
+        limits = await self.engines.limits()
         return max(1, min(budget, limits.max_model_len - prompt))
 
 

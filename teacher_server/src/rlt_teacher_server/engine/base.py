@@ -4,16 +4,35 @@ Token ids go in, token ids and their log-probs come out. The log-probs are those
 from (after temperature, top_k and top_p); at temperature 0 the most likely token is taken, and its log-prob is the
 model's own, unscaled and uncut. Stop tokens, and the tokens of stop strings, are part of the output. The same request
 with the same seed gives the same tokens, whatever else runs beside it, as far as floating point goes.
+
+An engine holds one set of full weights at a time and any number of adapters on them. Which policy is which, and who
+may still use one, is not an engine's business: it is told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, Self
 
 from rlt_teacher_server.errors import Reason, item_error
 
-__all__ = ["Engine", "Limits", "Sample", "SampleRequest", "check", "with_stops"]
+__all__ = [
+    "Adapter",
+    "Engine",
+    "FullWeights",
+    "Gauges",
+    "Limits",
+    "Sample",
+    "SampleRequest",
+    "Watch",
+    "check",
+    "with_stops",
+]
+
+Watch = Callable[[Sequence[int]], None]
+"""Told, in the event loop, of the tokens that were sampled since it was last told; never of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,8 @@ class SampleRequest:
     top_k: int = 0
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+    adapter: str | None = None
+    """Name of a loaded adapter; None: the full weights alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,31 @@ class Limits:
     """Tokens of prompt and completion at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """An engine's own gauges: sequences that it generates, and sequences in its queue."""
+
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class FullWeights:
+    """A whole model: its folder, and the content hash of what is in it."""
+
+    revision: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter. `name` was never used for another version; `revision` is that of the adapter on its base."""
+
+    name: str
+    revision: str
+    folder: Path
+
+
 class Engine(Protocol):
     """Used as `async with`. Cancelling a call to `sample` stops its work."""
 
@@ -60,10 +106,24 @@ class Engine(Protocol):
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def limits(self) -> Limits:
-        """Raises `Unavailable` while it cannot be known."""
+    async def connect(self) -> None:
+        """Find out what is there, and prove that it works; done again after `Unavailable`. May be started anew by then:
+        whatever was loaded into it may be gone.
 
-    async def sample(self, request: SampleRequest) -> Sample:
+        Raises:
+            Unavailable: it does not answer (engine_down), or not as it must (engine_misconfigured: it serves another
+                model, reports raw log-probs, …).
+        """
+
+    @property
+    def limits(self) -> Limits:
+        """Known after `connect`."""
+
+    @property
+    def version(self) -> str | None:
+        """What it calls itself, for people, for example `vllm 0.31.0`; known after `connect`."""
+
+    async def sample(self, request: SampleRequest, watch: Watch | None = None) -> Sample:
         """Raises:
         ItemError: this request cannot be done (`errors.Reason`).
         Unavailable: the engine is down or broke off; try again.
@@ -71,6 +131,37 @@ class Engine(Protocol):
 
     async def alive(self) -> None:
         """Raises `Unavailable` where an engine that is busy no longer gets on."""
+
+    async def gauges(self) -> Gauges:
+        """Its gauges, now. Raises `Unavailable`."""
+
+    async def holds(self) -> FullWeights | None:
+        """The full weights in it, as far as it can tell: None if it cannot, or holds what nobody told it to."""
+
+    async def adapters(self) -> frozenset[str]:
+        """Names of the adapters that are loaded. Raises `Unavailable`."""
+
+    async def add(self, adapter: Adapter) -> None:
+        """Load an adapter; nothing happens if one of this name is loaded. Requests go on meanwhile.
+
+        Raises:
+            InvalidRequest: unusable_policy, adapters_unavailable (it was started without them).
+            Unavailable
+        """
+
+    async def remove(self, name: str) -> None:
+        """Unload an adapter that no request uses; nothing happens if there is none. Raises `Unavailable`."""
+
+    async def replace(self, weights: FullWeights) -> None:
+        """Put other full weights in the place of its own, and prove that nothing of the old ones is left in its caches.
+
+        No request may run meanwhile: the caller sees to it. What this raises leaves the engine unusable until the
+        next `replace` that succeeds.
+
+        Raises:
+            InvalidRequest: unusable_policy, weights_unavailable (it was started without what this takes).
+            Unavailable: it is down, or its caches could not be proved clean.
+        """
 
 
 def check(request: SampleRequest, limits: Limits) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt_client.prompts import TextCodec
 from rlt_teacher_server.engine.base import Engine
-from rlt_teacher_server.policy import Policy, UnusableModel
+from rlt_teacher_server.model import TeacherModel, UnusableModel
 from rlt_teacher_server.settings import IN_PROCESS, Settings
 
 if TYPE_CHECKING:
@@ -18,32 +18,32 @@ __all__ = ["make_engine"]
 UNBOUNDED = 2**31 - 1  # a model without a limit of its own: memory is the limit
 
 
-def make_engine(settings: Settings, policy: Policy, probe: list[int]) -> Engine:
+def make_engine(settings: Settings, model: TeacherModel, probe: list[int]) -> Engine:
     """The engine, not started yet. `probe` is a prompt of the model's."""
-    return _embedded(settings, policy) if settings.engine == IN_PROCESS else _remote(settings, policy, probe)
+    return _embedded(settings, model) if settings.engine == IN_PROCESS else _remote(settings, model, probe)
 
 
-def _remote(settings: Settings, policy: Policy, probe: list[int]) -> Engine:
+def _remote(settings: Settings, model: TeacherModel, probe: list[int]) -> Engine:
     from rlt_teacher_server.engine.vllm import VLLMEngine
 
     return VLLMEngine(
         settings.engine,
         probe=probe,
         model=settings.engine_model,
-        eos_token_ids=policy.eos_token_ids,
+        eos_token_ids=model.eos_token_ids,
         key=settings.engine_key.get_secret_value() if settings.engine_key else None,
         concurrency=settings.engine_concurrency,
         timeout=settings.engine_timeout_s,
     )
 
 
-def _embedded(settings: Settings, policy: Policy) -> Engine:
+def _embedded(settings: Settings, model: TeacherModel) -> Engine:
     from rlt_teacher_server.engine.transformers import TransformersEngine
 
     return TransformersEngine(
-        lambda: _decoder(settings, policy.folder, policy.codec),
-        max_model_len=policy.max_positions or UNBOUNDED,
-        eos_token_ids=policy.eos_token_ids,
+        lambda: _decoder(settings, model.folder, model.codec),
+        max_model_len=model.max_positions or UNBOUNDED,
+        eos_token_ids=model.eos_token_ids,
         batch_tokens=settings.batch_tokens,
         window=settings.batch_window_ms / 1e3,
     )

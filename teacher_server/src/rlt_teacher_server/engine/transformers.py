@@ -10,12 +10,23 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Final, Self
 
 import torch
 
-from rlt_client.errors import ItemError, RLTError, Unavailable
-from rlt_teacher_server.engine.base import Limits, Sample, SampleRequest, check, with_stops
+from rlt_client.errors import InvalidRequest, ItemError, RLTError, Unavailable
+from rlt_teacher_server.engine.base import (
+    Adapter,
+    FullWeights,
+    Gauges,
+    Limits,
+    Sample,
+    SampleRequest,
+    Watch,
+    check,
+    with_stops,
+)
 from rlt_teacher_server.engine.decoding import Decoder, Row
 from rlt_teacher_server.errors import Reason, item_error
 
@@ -88,22 +99,51 @@ class TransformersEngine:
         await self._worker
         self._thread.shutdown()
 
-    async def limits(self) -> Limits:
+    async def connect(self) -> None:
+        await self.alive()
+
+    @property
+    def limits(self) -> Limits:
         return self._limits
+
+    @property
+    def version(self) -> str | None:
+        return f"transformers {version('transformers')}"
+
+    async def gauges(self) -> Gauges:
+        return Gauges(len(self._running), len(self._queue))
+
+    async def holds(self) -> FullWeights | None:
+        return None
+
+    async def adapters(self) -> frozenset[str]:
+        return frozenset()
+
+    async def add(self, adapter: Adapter) -> None:
+        raise InvalidRequest(f"{adapter.name}: this engine takes no adapters", type="adapters_unavailable")
+
+    async def remove(self, name: str) -> None:
+        """It has none."""
+
+    async def replace(self, weights: FullWeights) -> None:
+        raise InvalidRequest(f"{weights.revision}: this engine keeps its weights", type="weights_unavailable")
 
     async def alive(self) -> None:
         still = time.perf_counter() - self._stepped
         if self._running and still > STUCK_S:
             raise Unavailable(f"no forward pass has ended for {still:.0f} s", type="engine_stuck")
 
-    async def sample(self, request: SampleRequest) -> Sample:
+    async def sample(self, request: SampleRequest, watch: Watch | None = None) -> Sample:
         check(request, self._limits)
         if self._closing:
             raise _stopping()
         job = _Job(with_stops(request, self._eos_token_ids), self._loop.create_future(), time.perf_counter())
         self._queue.append(job)
         self._arrived.set()
-        return await job.future
+        sample = await job.future
+        if watch is not None:
+            watch(sample.token_ids)
+        return sample
 
     async def _work(self) -> None:
         while not self._closing:

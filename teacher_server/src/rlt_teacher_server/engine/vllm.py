@@ -11,9 +11,19 @@ from typing import Any, Final, Self
 
 import httpx
 
-from rlt_client.errors import APIError, ItemError, Unavailable
+from rlt_client.errors import APIError, InvalidRequest, ItemError, Unavailable
 from rlt_teacher_server.engine import wire
-from rlt_teacher_server.engine.base import Limits, Sample, SampleRequest, check, with_stops
+from rlt_teacher_server.engine.base import (
+    Adapter,
+    FullWeights,
+    Gauges,
+    Limits,
+    Sample,
+    SampleRequest,
+    Watch,
+    check,
+    with_stops,
+)
 from rlt_teacher_server.errors import Reason, item_error
 
 __all__ = ["VLLMEngine"]
@@ -53,6 +63,7 @@ class VLLMEngine:
         self._eos_token_ids = eos_token_ids
         self._slots = asyncio.Semaphore(concurrency)
         self._served: wire.Model | None = None
+        self._limits: Limits | None = None
         self._connection: asyncio.Task[wire.Model] | None = None
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -71,20 +82,49 @@ class VLLMEngine:
             await asyncio.wait([self._connection])
         await self._http.aclose()
 
-    async def limits(self) -> Limits:
-        return _limits(await self._connected())
+    async def connect(self) -> None:
+        await self._connected()
+
+    @property
+    def limits(self) -> Limits:
+        assert self._limits is not None  # known after `connect`
+        return self._limits
+
+    @property
+    def version(self) -> str | None:
+        return None
+
+    async def gauges(self) -> Gauges:
+        return Gauges(0, 0)
+
+    async def holds(self) -> FullWeights | None:
+        return None
+
+    async def adapters(self) -> frozenset[str]:
+        return frozenset()
+
+    async def add(self, adapter: Adapter) -> None:
+        raise InvalidRequest(f"{adapter.name}: this engine takes no adapters", type="adapters_unavailable")
+
+    async def remove(self, name: str) -> None:
+        """It has none."""
+
+    async def replace(self, weights: FullWeights) -> None:
+        raise InvalidRequest(f"{weights.revision}: this engine keeps its weights", type="weights_unavailable")
 
     async def alive(self) -> None:
         await self._call("GET", "/health", timeout=ASK_S)
 
-    async def sample(self, request: SampleRequest) -> Sample:
+    async def sample(self, request: SampleRequest, watch: Watch | None = None) -> Sample:
         served = await self._connected()
-        check(request, _limits(served))
+        check(request, self.limits)
         enqueued = time.perf_counter()
         async with self._slots:
             started = time.perf_counter()
             choice = await self._complete(served, with_stops(request, self._eos_token_ids))
             ids, logprobs = wire.columns(choice)
+            if watch is not None:
+                watch(ids)
             return Sample(ids, logprobs, wire.ending(choice), enqueued, started, time.perf_counter())
 
     async def _connected(self) -> wire.Model:
@@ -102,7 +142,7 @@ class VLLMEngine:
             await self._prove(served)
         except ItemError as error:
             raise Unavailable(str(error), type="engine_misconfigured") from error
-        self._served = served
+        self._served, self._limits = served, _limits(served)
         return served
 
     async def _find(self) -> wire.Model:

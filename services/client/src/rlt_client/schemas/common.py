@@ -43,7 +43,7 @@ class GenStatus(StrEnum):
     truncated = "truncated"
     """The token budget ran out before the closing tag."""
     malformed = "malformed"
-    """The model stopped by itself without the closing tag."""
+    """The model stopped by itself without the closing tag, or spelt one of its format's tags inside the explanation."""
     context_overflow = "context_overflow"
     """Prompt and budget do not fit the model's context; nothing was generated."""
     engine_error = "engine_error"

@@ -12,7 +12,7 @@ from rlt_client.prompts import TextCodec
 from rlt_client.schemas.common import ModelRef
 from rlt_service.revision import model_revision, resolve_model
 
-__all__ = ["Policy", "UnusableModel", "load_policy"]
+__all__ = ["TeacherModel", "UnusableModel", "load_model"]
 
 
 class UnusableModel(RLTError):
@@ -20,7 +20,7 @@ class UnusableModel(RLTError):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class TeacherModel:
     ref: ModelRef
     codec: TextCodec
     eos_token_ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Policy:
     """Positions of the model, by its configuration."""
 
 
-def load_policy(name_or_dir: str) -> Policy:
+def load_model(name_or_dir: str) -> TeacherModel:
     """Raises:
     ModelNotFound: there is no such model.
     UnusableModel: its configuration cannot be read.
@@ -41,7 +41,7 @@ def load_policy(name_or_dir: str) -> Policy:
     codec = TextCodec.of_folder(folder)
     generation = folder / "generation_config.json"
     named = [config.get("eos_token_id"), _json(generation).get("eos_token_id") if generation.is_file() else None]
-    return Policy(
+    return TeacherModel(
         ref=ModelRef(name=_name(name_or_dir), revision=model_revision(folder)),
         codec=codec,
         eos_token_ids=_flat([*named, codec.eos_token_id]),
