@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-BENCH := reward_server/benchmarks
+BENCH := services/common/benchmarks:reward_server/benchmarks:teacher_server/benchmarks
 # One thread per process: the stack's processes share the cores, and small models run slower on more.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false

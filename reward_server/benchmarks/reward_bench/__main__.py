@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from reward_bench.measure import Record
+from rlt_bench.measure import Record
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 RECORDS: Final = ROOT / "docs" / "benchmarks"
@@ -30,7 +30,8 @@ def main() -> None:
 
 
 def _report(records: Path) -> None:
-    from reward_bench import plot, report
+    from reward_bench import plot
+    from rlt_bench import report
 
     report.update(ROOT / "docs" / "benchmarks.md", records)
     plot.draw(records, ROOT / "docs" / "images" / "bench-reward.png")

@@ -11,9 +11,9 @@ import torch
 
 from reward_bench import baselines, ceiling
 from reward_bench.ceiling import Count
-from reward_bench.measure import Figures, Record, interleaved, machine, ratio
 from reward_bench.shapes import GOLDEN, QWEN_05B, Shape, random_model
 from reward_bench.workload import Workload
+from rlt_bench.measure import Figures, Record, interleaved, machine, ratio
 from rlt_client.errors import ItemError
 from rlt_reward_server.engine.scorer import CausalScorer
 

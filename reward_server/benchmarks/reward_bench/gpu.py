@@ -17,9 +17,9 @@ import torch
 
 from reward_bench import ceiling
 from reward_bench.cpu import Bench, disagreement
-from reward_bench.measure import Figures, Record, figure, machine
 from reward_bench.shapes import QWEN_7B, Shape
 from reward_bench.workload import Workload
+from rlt_bench.measure import Figures, Record, figure, machine
 
 __all__ = ["CASES", "run"]
 

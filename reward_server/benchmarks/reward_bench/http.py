@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from reward_bench.load import Load, apply
-from reward_bench.measure import Figures, Record, machine
 from reward_bench.server import Server, running
+from rlt_bench.measure import Figures, Record, machine
 
 __all__ = ["run"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from reward_bench.load import Load, apply
-from reward_bench.measure import Record, machine
 from reward_bench.server import running
+from rlt_bench.measure import Record, machine
 
 __all__ = ["run"]
 

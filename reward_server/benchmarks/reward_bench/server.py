@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import httpx
-import psutil
 
-from rlt_local.databases import Program, start
+from rlt_bench.programs import memory_mib, started
 from rlt_local.ports import free
 
-__all__ = ["Server", "running", "started"]
+__all__ = ["Server", "running"]
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 STUDENT: Final = ROOT / "tests" / "reward_server" / "golden" / "student"
@@ -35,26 +32,7 @@ class Server:
         return sum(float(line.split()[1]) for line in lines if line.startswith("rlt_reward_batch_seconds_sum"))
 
     def memory_mib(self) -> float:
-        return float(psutil.Process(self.pid).memory_info().rss / 2**20)
-
-
-@contextmanager
-def started(
-    name: str, argv: Sequence[str], env: Mapping[str, str], url: str, ready: str, seconds: float
-) -> Iterator[int]:
-    """A program whose path `ready` answers; gives its process id. Raises `DatabaseError` with its last words."""
-    words = ["env", *(f"{key}={value}" for key, value in env.items()), *argv]
-    program = Program(name, words, Path.cwd(), url, lambda: _answers(f"{url}{ready}"), signal.SIGTERM)
-    with TemporaryDirectory() as folder, start(program, Path(folder) / "log", die_with_caller=True) as running:
-        running.wait_ready(seconds)
-        yield running.process.pid
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+        return memory_mib(self.pid)
 
 
 @contextmanager

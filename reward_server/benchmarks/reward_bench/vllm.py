@@ -17,10 +17,10 @@ import httpx
 import torch
 
 from reward_bench.cpu import Bench
-from reward_bench.measure import Record, interleaved, machine, ratio
-from reward_bench.server import started
 from reward_bench.shapes import QWEN_05B
 from reward_bench.workload import Workload
+from rlt_bench.measure import Record, interleaved, machine, ratio
+from rlt_bench.programs import started
 from rlt_local.engine import engine_command, engine_python
 from rlt_local.ports import free
 from rlt_reward_server.passes import Pass

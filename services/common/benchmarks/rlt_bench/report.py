@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from reward_bench.measure import figure
+from rlt_bench.measure import figure
 
 __all__ = ["update"]
 

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 __all__ = ["Figures", "Record", "Row", "figure", "interleaved", "machine", "ratio"]
 
 Figures = dict[str, float | str | None]
@@ -65,6 +63,8 @@ def figure(value: float | str | None) -> str:
 
 def machine() -> dict[str, str]:
     """The hardware and the versions that a figure depends on."""
+    import torch  # not by those who only read records
+
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": _cpu_name(),
@@ -95,6 +95,8 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[s
 
 
 def _wait() -> None:
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
