@@ -13,12 +13,13 @@ import httpx
 import pytest
 
 from rlt_local.databases import Program, start
-from rlt_local.engine import EngineMissing, engine_command, engine_python
 from rlt_local.ports import free
+from rlt_teacher_server.launch.command import Address, Flags, command
 
 ROOT = Path(__file__).parents[2]
 START_S = 280.0  # the first start after an installation, with other tests on the same two cores
 SERVED_NAME = "tiny"
+CACHE_MIB = 256  # 175,000 tokens of the tiny model
 
 StartEngine = Callable[..., AbstractContextManager[str]]
 
@@ -40,9 +41,10 @@ def start_vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> St
     def run(port: int | None = None) -> Iterator[str]:
         folder = tmp_path_factory.mktemp("vllm")
         port = port or free()[0]
-        command = engine_command(python, tiny_model, port, served_name=SERVED_NAME)
+        flags = Flags(tiny_model, served_name=SERVED_NAME, cache_mib=CACHE_MIB, max_loras=2, max_lora_rank=8)
+        started = command(python, flags, Address(port=port))
         url = f"http://127.0.0.1:{port}"
-        argv = ["env", *(f"{name}={value}" for name, value in command.env.items()), *command.argv]
+        argv = ["env", *(f"{name}={value}" for name, value in started.env.items()), *started.argv]
         program = Program("vllm", argv, folder, url, lambda: _gives_a_token(url), signal.SIGTERM)
         with start(program, folder / "log", die_with_caller=True) as engine:
             try:
@@ -64,11 +66,11 @@ def vllm_engine(start_vllm: StartEngine) -> Iterator[str]:
 
 
 def _python() -> Path:
-    try:
-        return engine_python(ROOT / ".engine")
-    except EngineMissing:
+    """The interpreter of vLLM's environment."""
+    python = ROOT / ".engine" / "bin" / "python"
+    if not python.exists():
         subprocess.run([ROOT / "requirements" / "install.sh", "engine"], check=True)
-        return engine_python(ROOT / ".engine")
+    return python
 
 
 def _gives_a_token(url: str) -> bool:
