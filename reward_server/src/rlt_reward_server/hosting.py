@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Self
 from rlt_client.errors import APIError, Conflict, InvalidRequest, ItemError, NotFound, RLTError
 from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec, content
-from rlt_client.schemas.common import FieldError
 from rlt_client.schemas.models import LoadModel, ModelKind, ModelState, Role
 from rlt_reward_server.catalog import Catalogs
 from rlt_reward_server.models import Found, LoadedModel, Named, find_models
@@ -24,6 +23,7 @@ from rlt_reward_server.registry import Registry, Version
 from rlt_reward_server.settings import Settings
 from rlt_reward_server.spans import student_sequence
 from rlt_service.paths import AllowedRoots
+from rlt_service.pointers import at
 from rlt_service.revision import ModelNotFound, hub_folder
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ class ModelHost:
             return hub_folder(request.source)
         if self._settings.allow_hub and not folder.is_dir():
             return hub_folder(request.source)
-        for file in folder.iterdir() if folder.is_dir() else ():
-            self._roots.resolve(str(file))  # a link may lead out of the roots
-        return folder
+        return self._roots.contain(folder)
 
     def _base(self, request: LoadModel) -> LoadedModel:
         """Of the same role, else of the other."""
@@ -151,9 +149,9 @@ class ModelHost:
         roles = (request.role, *(role for role in Role if role is not request.role))
         found = [version for role in roles if (version := self.registry.find(role, request.base))]
         if not found:
-            raise _at("/base", NotFound("no such model is served", type="unknown_base"))
+            raise at("/base", NotFound("no such model is served", type="unknown_base"))
         if found[0].model.kind is not ModelKind.full:
-            raise _at("/base", InvalidRequest("it is an adapter itself", type="unusable_base"))
+            raise at("/base", InvalidRequest("it is an adapter itself", type="unusable_base"))
         return found[0].model
 
     def _load(self, role: Role, found: Found, base: LoadedModel | None, *, pickles: bool = False) -> LoadedModel:
@@ -219,19 +217,14 @@ def _serving(version: Version) -> bool:
 
 def _expect(wanted: str | None, revision: str) -> None:
     if wanted is not None and wanted != revision:
-        raise _at("/expected_revision", Conflict(f"the source is {revision}, not {wanted}", type="revision_mismatch"))
-
-
-def _at(pointer: str, error: InvalidRequest | NotFound | Conflict) -> InvalidRequest | NotFound | Conflict:
-    error.errors = [FieldError(pointer=pointer, detail=error.detail or error.title)]
-    return error
+        raise at("/expected_revision", Conflict(f"the source is {revision}, not {wanted}", type="revision_mismatch"))
 
 
 def _refusal(error: RLTError) -> RLTError:
     """What the caller is told: refusals as they are, all else as a model that cannot be used."""
     if isinstance(error, APIError):
         return error
-    return _at("/source", InvalidRequest(str(error), type="unusable_model"))
+    return at("/source", InvalidRequest(str(error), type="unusable_model"))
 
 
 def _collect(_: LoadedModel) -> None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rlt_client.errors import RLTError
 from rlt_client.prompts import TextCodec
 from rlt_client.schemas.common import ModelRef
+from rlt_service.checkpoint import UnusableModel, read_json
 from rlt_service.revision import model_revision, resolve_model
 
 __all__ = ["TeacherModel", "UnusableModel", "load_model"]
-
-
-class UnusableModel(RLTError):
-    """The model is there but cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +31,10 @@ def load_model(name_or_dir: str) -> TeacherModel:
     UnusableTokenizer: its tokenizer cannot be read.
     """
     folder = resolve_model(name_or_dir)
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     codec = TextCodec.of_folder(folder)
     generation = folder / "generation_config.json"
-    named = [config.get("eos_token_id"), _json(generation).get("eos_token_id") if generation.is_file() else None]
+    named = [config.get("eos_token_id"), read_json(generation).get("eos_token_id") if generation.is_file() else None]
     return TeacherModel(
         ref=ModelRef(name=_name(name_or_dir), revision=model_revision(folder)),
         codec=codec,
@@ -54,16 +48,6 @@ def _name(name_or_dir: str) -> str:
     """A folder is called by its last part: its whole path is nobody's business."""
     path = Path(name_or_dir).expanduser()
     return path.resolve().name if path.is_dir() else name_or_dir
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnusableModel(f"{path}: {error}") from error
-    if not isinstance(read, dict):
-        raise UnusableModel(f"{path}: not a JSON object")
-    return read
 
 
 def _flat(found: list[int | list[int] | None]) -> tuple[int, ...]:

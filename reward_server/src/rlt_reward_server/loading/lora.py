@@ -7,8 +7,6 @@ nothing is switched between batches, and the base stays as it is. What an adapte
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,51 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from rlt_reward_server.loading.weights import UnusableModel, first_line, sharing_copy
+from rlt_reward_server.loading.weights import UnusableModel, sharing_copy
+from rlt_service import checkpoint
 
 __all__ = ["attach", "check_adapter"]
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
-INITS: Final = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the weights of the base
-
-_Bad = Callable[[Any], bool]
-REFUSED: Final[dict[str, tuple[_Bad, str]]] = {
-    "peft_type": (lambda v: v != "LORA", "only LoRA adapters can be served"),
-    "bias": (lambda v: v not in (None, "none"), "it changes biases of the base: train with bias='none'"),
-    "modules_to_save": (bool, "it replaces whole modules: merge it into a full model"),
-    "trainable_token_indices": (bool, "it changes the embedding: merge it into a full model"),
-    "target_parameters": (bool, "adapters of bare parameters cannot be served: merge it into a full model"),
-    "layer_replication": (bool, "it changes the layers of the base: merge it into a full model"),
-    "alora_invocation_tokens": (bool, "activated LoRA depends on the prompt's tokens"),
-    "arrow_config": (bool, "it routes between several adapters"),
-    "init_lora_weights": (lambda v: v not in INITS, "it changes the weights of the base: convert it to plain LoRA"),
-}
 
 
 def check_adapter(folder: Path) -> None:
     """Raises `UnusableModel` for what is no adapter folder, or for an adapter of a kind that cannot be served."""
-    config = _config(folder)
-    for field, (bad, reason) in REFUSED.items():
-        if bad(config.get(field)):
-            raise UnusableModel(f"{folder}: {field} = {json.dumps(config.get(field))}: {reason}")
-    if not (folder / WEIGHTS).is_file():
-        raise UnusableModel(f"{folder}: there is no {WEIGHTS}; weights in other files are not read")
+    checkpoint.check_adapter(folder)
     try:
         import peft  # noqa: F401  # the extra `lora`
     except ModuleNotFoundError as error:
         raise UnusableModel("adapters need PEFT: pip install 'rlt-reward-server[lora]'") from error
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UnusableModel(f"{folder}: {CONFIG} cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise UnusableModel(f"{folder}: {CONFIG} is not an object")
-    return config
 
 
 def attach(base: nn.Module, folder: Path, name: str) -> tuple[nn.Module, int]:
@@ -77,7 +45,7 @@ def attach(base: nn.Module, folder: Path, name: str) -> tuple[nn.Module, int]:
 
     model = sharing_copy(base)
     try:
-        tensors = load_file(folder / WEIGHTS, device=str(next(base.parameters()).device))
+        tensors = load_file(folder / checkpoint.ADAPTER_WEIGHTS, device=str(next(base.parameters()).device))
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from rlt_client.errors import Conflict
 from rlt_client.schemas.common import FieldError
-from rlt_reward_server.loading.weights import UnusableModel, first_line
+from rlt_service.checkpoint import UnusableModel, first_line, tensors, weight_files
 
 __all__ = ["InsufficientMemory", "checkpoint_bytes", "ensure_room", "free_bytes"]
 
@@ -50,12 +50,12 @@ def checkpoint_bytes(folder: Path, dtype: str, *, parts: int = 1, fp8: bool = Fa
 
 def _checkpoint_bytes(folder: Path, dtype: str, parts: int, fp8: bool) -> int:
     wanted = WANTED.get(_configured(folder) if dtype == "auto" else dtype)
-    files = _weights(folder)
+    files = weight_files(folder)
     if files and files[0].suffix != ".safetensors":
         return sum(file.stat().st_size for file in files) * (2 if wanted == 4 else 1)  # at worst it is widened
     total = 0
     for file in files:
-        for name, kind, shape in _tensors(file):
+        for name, kind, shape in tensors(file):
             in_layer = LAYERS in name
             kept = 1 if fp8 and in_layer and len(shape) == 2 else wanted
             total += -(-_tensor_bytes(kind, shape, kept) // (parts if in_layer else 1))
@@ -68,33 +68,7 @@ def _configured(folder: Path) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "")
 
 
-def _weights(folder: Path) -> list[Path]:
-    """What is loaded: other copies may lie beside it (`consolidated.safetensors`)."""
-    for stem, suffix in (("model", "safetensors"), ("adapter_model", "safetensors"), ("pytorch_model", "bin")):
-        index, single = folder / f"{stem}.{suffix}.index.json", folder / f"{stem}.{suffix}"
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            return [_inside(folder, name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """An index may name any path; transformers would read it. Raises `ValueError`."""
-    if Path(name).name != name:
-        raise ValueError(f"the index names {name!r}, which is not a file of this folder")
-    return folder / name
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Name, dtype and shape of each, by the file's header."""
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118  # not a dict
-            tensor = opened.get_slice(name)
-            yield name, tensor.get_dtype(), tensor.get_shape()
-
-
-def _tensor_bytes(dtype: str, shape: list[int], wanted: int | None) -> int:
+def _tensor_bytes(dtype: str, shape: Sequence[int], wanted: int | None) -> int:
     return math.prod(shape) * (wanted if wanted and dtype in FLOATS else SIZES.get(dtype, 8))
 
 

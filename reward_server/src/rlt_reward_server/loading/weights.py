@@ -14,13 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from transformers import AutoModelForCausalLM, modeling_utils
 
-from rlt_client.errors import RLTError
+from rlt_service.checkpoint import UnusableModel, first_line
 
 __all__ = ["UnusableModel", "first_line", "read_weights", "resolve_devices", "sharing_copy", "stored_bytes"]
-
-
-class UnusableModel(RLTError):
-    """A model folder that is there but cannot be served."""
 
 
 class _DefaultDtype(TorchFunctionMode):
@@ -114,7 +110,3 @@ def stored_bytes(parameter: torch.Tensor) -> int:
         return parameter.nbytes
     names, _ = flatten()
     return sum(stored_bytes(getattr(parameter, name)) for name in names)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

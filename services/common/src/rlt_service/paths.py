@@ -30,6 +30,13 @@ class AllowedRoots:
             raise _refusal("this path is outside the folders that this server may read")
         return next(filter(self._exists, inside), inside[0])
 
+    def contain(self, folder: Path) -> Path:
+        """The folder itself. Raises `InvalidRequest` (path_not_allowed) where a file in it is a link that leads out;
+        folders in it are not looked into: models lie in one folder each."""
+        for file in folder.iterdir() if folder.is_dir() else ():
+            self.resolve(str(file))
+        return folder
+
     def _real(self, path: Path) -> Path:
         try:
             return path.resolve()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from rlt_client.errors import APIError
 from rlt_client.schemas.common import FieldError
 
-__all__ = ["field_errors", "pointer"]
+__all__ = ["at", "field_errors", "pointer"]
+
+E = TypeVar("E", bound=APIError)
 
 _MOST = 50
 """A batch of thousands with the same mistake in each says so in kilobytes, not megabytes."""
@@ -15,6 +18,12 @@ _MOST = 50
 
 def pointer(path: Iterable[str | int]) -> str:
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def at(place: str, error: E) -> E:
+    """The same error, which points to this place of the request."""
+    error.errors = [FieldError(pointer=place, detail=error.detail or error.title)]
+    return error
 
 
 def field_errors(errors: Sequence[Any], body: Any) -> list[FieldError]:
