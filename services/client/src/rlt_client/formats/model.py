@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlt_client.errors import RLTError
+from rlt_client.formats.leaks import Leaks
 from rlt_client.schemas.common import FormatRef
 
 PLACEHOLDER = re.compile(r"\{(question|answer)\}")
@@ -94,11 +95,12 @@ class Format(_Part):
     teacher: TeacherFormat
     student: StudentFormat
     probe: Probe = Probe()
+    leaks: Leaks = Leaks()
 
     @cached_property
     def hash(self) -> str:
         """Content hash: 16 hexadecimal digits over everything that shapes a prompt."""
-        shape = self.model_dump(mode="json", exclude={"name", "version", "probe"})
+        shape = self.model_dump(mode="json", exclude={"name", "version", "probe", "leaks"})
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
