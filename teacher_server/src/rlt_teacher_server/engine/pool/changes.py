@@ -1,0 +1,195 @@
+"""Policies come, go and take each other's place, in all engines.
+
+One change at a time; and each goes on to its end when its caller has gone: half of one would be a state of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from rlt_client.errors import APIError, Conflict, ItemError, Unavailable
+from rlt_teacher_server.engine.base import Adapter, FullWeights
+from rlt_teacher_server.engine.pool.fleet import Fleet
+from rlt_teacher_server.engine.pool.held import Target
+from rlt_teacher_server.engine.pool.reconciling import Reconciler
+from rlt_teacher_server.engine.pool.replica import Replica, State
+
+__all__ = ["Changes"]
+
+log = logging.getLogger(__name__)
+
+FAILURES: Final = (APIError, ItemError, TimeoutError)
+
+
+class Changes:
+    def __init__(self, fleet: Fleet, reconciler: Reconciler) -> None:
+        self._fleet = fleet
+        self._reconciler = reconciler
+        self._one = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def add(self, adapter: Adapter) -> None:
+        await self._finish(self._add(adapter))
+
+    async def remove(self, name: str) -> None:
+        await self._finish(self._remove(name))
+
+    async def replace(self, weights: FullWeights, switch: Callable[[], None]) -> None:
+        await self._finish(self._replace(weights, switch))
+
+    async def stop(self) -> None:
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._alone(change), name="change of policies")
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        await asyncio.shield(task)
+
+    async def _alone(self, change: Coroutine[Any, Any, None]) -> None:
+        try:
+            await self._one.acquire()
+        except BaseException:
+            change.close()
+            raise
+        try:
+            await change
+        finally:
+            self._one.release()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        """Whoever asked may have gone: somebody has to look at its error."""
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.info("a change of policies failed", extra={"detail": str(error)})
+
+    # Adapters
+
+    async def _add(self, adapter: Adapter) -> None:
+        fleet = self._fleet
+        if not (replicas := fleet.current()):
+            raise fleet.down()
+        fleet.target = fleet.target.plus(adapter)
+        failures = await asyncio.gather(*(self._load(replica, adapter) for replica in replicas))
+        refused = next((error for error in failures if error and not isinstance(error, Unavailable)), None)
+        if refused is None and any(adapter.name in replica.adapters for replica in fleet.current()):
+            return
+        fleet.target = fleet.target.minus(adapter.name)
+        await self._unload(adapter.name)
+        raise refused or next(filter(None, failures), None) or fleet.down()
+
+    async def _load(self, replica: Replica, adapter: Adapter) -> Exception | None:
+        """Into one engine; one that dies of it is out, and gets the adapter when it is back."""
+        life = replica.life
+        replica.added.add(adapter.name)
+        try:
+            async with replica.lock, asyncio.timeout(self._fleet.options.load_s):
+                await replica.engine.add(adapter)
+        except (Unavailable, TimeoutError) as error:
+            replica.fail(error, life)
+            return error if isinstance(error, Unavailable) else replica.unavailable()
+        except Exception as error:  # it goes to the caller, once all engines have answered
+            return error
+        if replica.life == life:
+            replica.adapters |= {adapter.name}
+        return None
+
+    async def _remove(self, name: str) -> None:
+        fleet = self._fleet
+        fleet.retiring.add(name)
+        try:
+            if not await fleet.bell.until(lambda: not fleet.holds_adapter(name), fleet.options.drain_s):
+                raise _busy(f"requests still use {name}")
+            fleet.target = fleet.target.minus(name)
+            await self._unload(name)
+        finally:
+            fleet.retiring.discard(name)
+
+    async def _unload(self, name: str) -> None:
+        """From every engine that is up: the others start without it."""
+        await asyncio.gather(*(self._unload_from(replica, name) for replica in self._fleet.replicas))
+
+    async def _unload_from(self, replica: Replica, name: str) -> None:
+        life = replica.life
+        if not replica.serving or name not in replica.added:
+            return
+        replica.adapters -= {name}
+        try:
+            async with replica.lock, asyncio.timeout(self._fleet.options.load_s):
+                await replica.engine.remove(name)
+        except FAILURES as error:
+            replica.fail(error, life)
+        else:
+            replica.added.discard(name)
+
+    # Full weights
+
+    async def _replace(self, weights: FullWeights, switch: Callable[[], None]) -> None:
+        fleet = self._fleet
+        if weights.revision == fleet.target.weights.revision:
+            switch()
+            return
+        try:
+            first = await self._vacate()
+            target = Target(weights)
+            await self._exchange(first, target)
+            fleet.adopt(target)
+            first.enter(target)
+        finally:
+            fleet.swapping = False
+            fleet.bell.ring()
+        switch()
+        await self._others()
+
+    async def _vacate(self) -> Replica:
+        """An engine that nobody uses, and that nobody needs for what it holds; from now on it serves nobody."""
+        fleet = self._fleet
+        fleet.swapping = True
+        deadline = time.monotonic() + fleet.options.drain_s
+        while candidates := fleet.current():
+            replica = min(candidates, key=lambda each: each.samples)
+            replica.to(State.leaving)
+            await fleet.bell.until(lambda: self._vacated(replica), deadline - time.monotonic())  # noqa: B023 awaited here
+            if replica.serving and fleet.free(replica):
+                replica.to(State.changing)
+                return replica
+            if replica.serving:
+                replica.to(State.up)
+                raise _busy("requests still use the weights that are to be replaced")
+        raise fleet.down()
+
+    def _vacated(self, replica: Replica) -> bool:
+        return not replica.serving or self._fleet.free(replica)
+
+    async def _exchange(self, replica: Replica, target: Target) -> None:
+        """Raises what the engine raises, after its monitor has put the old weights back, or tried to."""
+        attempts = replica.attempts
+        try:
+            await self._reconciler.exchange(replica, target)
+        except Exception as error:
+            replica.out(f"other weights could not be put into it: {error}")
+            await self._fleet.bell.until(lambda: replica.attempts > attempts, self._fleet.options.load_s)
+            if isinstance(error, TimeoutError):
+                raise replica.unavailable() from error
+            if isinstance(error, ItemError):
+                raise Unavailable(str(error), type="engine_down", retry_after=1.0) from error
+            raise
+
+    async def _others(self) -> None:
+        """Their monitors see to them; one that fails is out, and is brought back with the new weights."""
+        fleet, options = self._fleet, self._fleet.options
+        before = {replica: replica.attempts for replica in fleet.replicas if fleet.stale(replica)}
+        if not await fleet.bell.until(lambda: not any(map(fleet.stale, before)), options.drain_s):
+            return
+        await fleet.bell.until(lambda: all(each.attempts > before[each] for each in before), options.load_s)
+
+
+def _busy(detail: str) -> Conflict:
+    return Conflict(detail, type="policy_busy", retry_after=5.0)
