@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -19,12 +19,13 @@ from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.models import ModelKind
 from rlt_reward_server.engine.scorer import CausalScorer
 from rlt_reward_server.loading.fp8 import to_float8
-from rlt_reward_server.loading.lora import attach, check_adapter
 from rlt_reward_server.loading.memory import checkpoint_bytes, ensure_room
 from rlt_reward_server.loading.weights import UnusableModel, read_weights, resolve_devices, sharing_copy, stored_bytes
 from rlt_reward_server.models import Found, LoadedModel
 from rlt_reward_server.settings import Settings
+from rlt_service.checkpoint import check_adapter
 from rlt_service.revision import model_revision
+from rlt_service.torch_models import attach
 
 if TYPE_CHECKING:
     from rlt_reward_server.parallel.team import Team
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 log = logging.getLogger(__name__)
+
+EXTRA: Final = "rlt-reward-server[lora]"
 
 
 class Loader:
@@ -154,7 +157,7 @@ class Loader:
 
     def _adapter(self, found: Found, ref: ModelRef, codec: TextCodec, base: LoadedModel) -> LoadedModel:
         name = ref.revision.rpartition(":")[2]
-        attached = [attach(module, found.folder, name) for module in base.modules]
+        attached = [attach(module, found.folder, name, extra=EXTRA) for module in base.modules]
         modules, sizes = zip(*attached, strict=True)
         return LoadedModel(ref, codec, self._scorers(modules), weight_bytes=sizes[0], kind=ModelKind.lora, base=base)
 

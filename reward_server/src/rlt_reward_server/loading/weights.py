@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
-from transformers import AutoModelForCausalLM, modeling_utils
+from transformers import modeling_utils
 
 from rlt_service.checkpoint import UnusableModel, first_line
+from rlt_service.torch_models import read_weights, sharing_copy
 
 __all__ = ["UnusableModel", "first_line", "read_weights", "resolve_devices", "sharing_copy", "stored_bytes"]
 
@@ -63,44 +61,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # an unknown name; no such GPU; a torch without CUDA
         raise UnusableModel(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
-
-
-def read_weights(folder: Path, dtype: str, device: torch.device, *, pickles: bool, **options: Any) -> nn.Module:
-    """A causal language model in evaluation mode, read straight onto its device.
-
-    Args:
-        dtype: of the weights; `auto` takes the checkpoint's.
-        pickles: whether weights other than safetensors may be read.
-        options: more for `from_pretrained`.
-
-    Raises:
-        UnusableModel: it cannot be read, or weights are missing.
-    """
-    where = options or {"device_map": {"": device}}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=None if pickles else True,
-            output_loading_info=True,
-            **where,
-        )
-        model, found = loaded
-    except Exception as error:  # transformers raises whatever it meets: broken files, unknown architectures
-        raise UnusableModel(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
-    wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-    if wrong:  # transformers fills these with random numbers and only warns
-        raise UnusableModel(f"{folder}: weights are missing or of another shape: {', '.join(wrong[:5])}")
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module
-
-
-def sharing_copy(model: nn.Module) -> nn.Module:
-    """A second model with the same tensors: modules can be put into it, and the first never notices."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
 
 
 def stored_bytes(parameter: torch.Tensor) -> int:
