@@ -91,29 +91,77 @@ class HTTP:
             DeadlineExceeded, TransportError: no reply.
             ProtocolError: a reply that is not the protocol's.
         """
+        seconds = self.deadline if deadline is None else deadline
+        request = self._build(method, path, seconds, body=body, content=content, headers=headers, params=params)
+        return _parse(await self._send(request, seconds, retry), reply)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: BaseModel | None = None,
+        params: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+        retry: bool = False,
+    ) -> AsyncIterator[httpx.Response]:
+        """A reply read piece by piece; retried, if at all, until it begins, since a part may have been used by then.
+
+        Args:
+            deadline: seconds until it begins.
+
+        Raises what `request` raises.
+        """
+        seconds = self.deadline if deadline is None else deadline
+        request = self._build(method, path, seconds, body=body, params=params)
+        response = await self._send(request, seconds, retry, stream=True)
+        try:
+            yield response
+        except httpx.TransportError as error:
+            raise TransportError(f"{method} {path}: {error!r}") from error
+        finally:
+            await response.aclose()
+
+    def _build(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        *,
+        body: BaseModel | None = None,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Request:
         if body is not None:
             content = body.model_dump_json(by_alias=True, exclude_none=True)
             headers = {"content-type": "application/json", **(headers or {})}
-        seconds = self.deadline if deadline is None else deadline
         request = self._client.build_request(
             method, path, content=content, headers=headers, params=_present(params), timeout=None
         )
         request.extensions["timeout"] = {"connect": 10.0, "pool": seconds, "read": seconds, "write": seconds}
+        return request
+
+    async def _send(
+        self, request: httpx.Request, seconds: float, retry: bool, *, stream: bool = False
+    ) -> httpx.Response:
         try:
             async with asyncio.timeout(seconds):
                 patience = seconds if self.patience is None else min(self.patience, seconds)
-                response = await self._persist(request, time.monotonic() + patience, retry)
+                return await self._persist(request, time.monotonic() + patience, retry, stream)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"{method} {path}: no answer within {seconds:g} s") from error
-        return _parse(response, reply)
+            where = f"{request.method} {request.url.path}"
+            raise DeadlineExceeded(f"{where}: no answer within {seconds:g} s") from error
 
-    async def _persist(self, request: httpx.Request, until: float, retry: bool) -> httpx.Response:
+    async def _persist(self, request: httpx.Request, until: float, retry: bool, stream: bool) -> httpx.Response:
         pause = FIRST_PAUSE
         while True:
             try:
-                response = await self._client.send(request)
+                response = await self._client.send(request, stream=stream)
                 if response.is_success:
                     return response
+                await response.aread()
                 raise _refusal(response)
             except (httpx.TransportError, *RETRIED) as caught:
                 error = _translated(caught, request)
@@ -122,18 +170,6 @@ class HTTP:
                     raise error from caught
             await asyncio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
-
-    @asynccontextmanager
-    async def stream(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[httpx.Response]:
-        """A reply read piece by piece; not retried, since a part may have been used already."""
-        try:
-            async with self._client.stream("GET", path, params=_present(params)) as response:
-                if not response.is_success:
-                    await response.aread()
-                    raise _refusal(response)
-                yield response
-        except httpx.TransportError as error:
-            raise TransportError(f"GET {path}: {error!r}") from error
 
 
 def _lanes(connections: int) -> dict[str, httpx.AsyncBaseTransport] | None:

@@ -10,18 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import AsyncGenerator, Hashable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self, get_args
 from urllib.parse import quote
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from rlt_client._batching import Batcher
+from rlt_client._events import ServerSentEvent, read_events
 from rlt_client._http import HTTP
-from rlt_client.errors import DeadlineExceeded, InvalidRequest
+from rlt_client.errors import DeadlineExceeded, InvalidRequest, ProtocolError, TransportError, error_from_problem
 from rlt_client.schemas.common import FieldError, FormatRef, ModelRef, Reply
-from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
+from rlt_client.schemas.explain import (
+    Done,
+    ExplainBatchRequest,
+    ExplainBatchResponse,
+    ExplainEvent,
+    ExplainRequest,
+    ExplainResponse,
+    Failed,
+)
 from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
 from rlt_client.schemas.models import LoadedModelReply, LoadModel, ModelList, Role
 from rlt_client.schemas.reward import (
@@ -38,6 +50,7 @@ from rlt_client.schemas.reward import (
 
 __all__ = ["AsyncRewardClient", "AsyncTeacherClient", "ScoredItem", "ServiceClient"]
 
+IDLE: Final = 60.0  # a streamed reply pings every 15 s: four missed ones, and nobody is there any more
 CHARACTERS_PER_TOKEN = 3  # a careful guess: batches are cut by it, nothing is refused
 
 
@@ -276,7 +289,59 @@ class AsyncTeacherClient(ServiceClient):
         Raises:
             APIError, DeadlineExceeded, TransportError, ProtocolError
         """
-        return await self._http.request("POST", "/explain", body=request, reply=ExplainResponse, deadline=deadline)
+        whole = request.model_copy(update={"stream": False})
+        return await self._http.request("POST", "/explain", body=whole, reply=ExplainResponse, deadline=deadline)
+
+    async def explain_stream(
+        self, request: ExplainRequest, *, deadline: float | None = None, idle: float = IDLE
+    ) -> AsyncGenerator[ExplainEvent, None]:
+        """The same as it happens: `Started`, then events of every sample, at the end `Done` with the whole reply.
+
+        Refusals and broken connections are retried until the reply begins, never later. Events that this version does
+        not know are left out. Closing the iterator closes the connection, and the server stops the work:
+
+            async with aclosing(teacher.explain_stream(request)) as events:
+                async for event in events: …
+
+        Args:
+            deadline: seconds for the whole of it.
+            idle: seconds without a sign of life (the server sends one every 15 s) after which it counts as gone.
+
+        Raises:
+            APIError: refused before the first event, or failed after it.
+            DeadlineExceeded
+            TransportError: not reached, or the stream broke off before its last event.
+            ProtocolError
+        """
+        seconds = self._http.deadline if deadline is None else deadline
+        until = time.monotonic() + seconds
+        asked = request.model_copy(update={"stream": True})
+        async with (
+            self._http.stream("POST", "/explain", body=asked, deadline=seconds, retry=True) as response,
+            aclosing(read_events(response, until=until, idle=idle)) as events,
+        ):
+            async for each in events:
+                if each.name not in _EVENT_NAMES:
+                    continue
+                event = _explain_event(each)
+                if isinstance(event, Failed):
+                    raise error_from_problem(event.problem)
+                yield event
+                if isinstance(event, Done):
+                    return
+        raise TransportError("POST /explain: the stream broke off before its last event")
+
+    async def explain_batch(
+        self, request: ExplainBatchRequest, *, deadline: float | None = None
+    ) -> ExplainBatchResponse:
+        """Explain many problems in one call. What is wrong with one problem is its own `error`, not raised.
+
+        Raises:
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        return await self._http.request(
+            "POST", "/explain/batch", body=request, reply=ExplainBatchResponse, deadline=deadline
+        )
 
     async def generate(self, request: GenerateRequest, *, deadline: float | None = None) -> GenerateResponse:
         """Continue prompts of token ids, one sample each.
@@ -285,6 +350,17 @@ class AsyncTeacherClient(ServiceClient):
             APIError, DeadlineExceeded, TransportError, ProtocolError
         """
         return await self._http.request("POST", "/generate", body=request, reply=GenerateResponse, deadline=deadline)
+
+
+_EVENT: Final[TypeAdapter[ExplainEvent]] = TypeAdapter(ExplainEvent)
+_EVENT_NAMES: Final = frozenset(kind.model_fields["event"].default for kind in get_args(get_args(ExplainEvent)[0]))
+
+
+def _explain_event(event: ServerSentEvent) -> ExplainEvent:
+    try:
+        return _EVENT.validate_json(event.data)
+    except ValidationError as error:
+        raise ProtocolError(f"POST /explain: `{event.name}` is not the protocol's: {error}") from error
 
 
 def _tokens(item: RewardItem) -> int:

@@ -9,8 +9,8 @@ Each runs its asynchronous twin (`rlt_client.aio`) on one background event loop 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import ExitStack, suppress
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
@@ -70,19 +70,25 @@ def _blocking(
 
 def _iterating(
     method: Callable[Concatenate[A, P], AsyncIterator[R]],
-) -> Callable[Concatenate[_Blocking[A], P], Iterator[R]]:
-    """The blocking twin of an asynchronous generator."""
+) -> Callable[Concatenate[_Blocking[A], P], Generator[R, None, None]]:
+    """The blocking twin of an asynchronous generator; closing the one closes the other."""
 
     @wraps(method)
-    def iterate(self: _Blocking[A], *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        items = method(self._aio, *args, **kwargs)
-        while True:
-            try:
-                yield self._portal.call(items.__anext__)
-            except StopAsyncIteration:
-                return
+    def iterate(self: _Blocking[A], *args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
+        if self._aio is None:
+            raise RuntimeError("this client is closed")
+        items: Any = method(self._aio, *args, **kwargs)
+        try:
+            while True:
+                try:
+                    yield self._portal.call(items.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            with suppress(RuntimeError):  # its loop has ended, or is where this one is collected: either closes it
+                self._portal.call(items.aclose)
 
-    return cast("Callable[Concatenate[_Blocking[A], P], Iterator[R]]", iterate)
+    return cast("Callable[Concatenate[_Blocking[A], P], Generator[R, None, None]]", iterate)
 
 
 class RewardClient(_Blocking[AsyncRewardClient]):
@@ -101,6 +107,8 @@ class TeacherClient(_Blocking[AsyncTeacherClient]):
 
     _twin = AsyncTeacherClient
     explain = _blocking(AsyncTeacherClient.explain)
+    explain_stream = _iterating(AsyncTeacherClient.explain_stream)
+    explain_batch = _blocking(AsyncTeacherClient.explain_batch)
     generate = _blocking(AsyncTeacherClient.generate)
 
 

@@ -149,7 +149,7 @@ class AsyncJobsClient(ServiceClient):
         """
         params = {"format": format.value, "shape": shape.value}
         with _whole_file(to) as file:
-            async with self._http.stream(f"/versions/{version}/export", params) as response:
+            async with self._http.stream("GET", f"/versions/{version}/export", params=params) as response:
                 async for piece in response.aiter_bytes(CHUNK):
                     await asyncio.to_thread(file.write, piece)
             return file.tell()
