@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu lint format types lock clean
+.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher lint format types lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ bench-reward: setup engine ## the reward engine and service against their baseli
 
 bench-reward-gpu: ## the same on a GPU; PYTHON=… has PyTorch and transformers
 	PYTHONPATH=$(BENCH):reward_server/src:services/client/src:services/common/src $(or $(PYTHON),python3) -m reward_bench gpu
+
+bench-teacher: setup engine ## the teacher service against its bare engine; writes docs/benchmarks.md (20 minutes)
+	PYTHONPATH=$(BENCH) $(PY) -m teacher_bench overhead overlap memory real report
 
 lint: setup
 	@$(PY) -m ruff check .

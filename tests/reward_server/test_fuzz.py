@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from plugins.hostile import Hostile
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
@@ -22,8 +20,6 @@ from rlt_reward_server.app import build
 from rlt_reward_server.compat.config import CompatConfig
 from rlt_reward_server.settings import Settings
 from rlt_service.testing import running
-
-CROWD = 200
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +44,8 @@ def test_nothing_that_the_document_allows_or_forbids_is_a_server_error(fuzzed: s
 
 
 @pytest.fixture
-def open_socket(fuzzed: str) -> Iterator[Callable[[], socket.socket]]:
-    address = urlsplit(fuzzed)
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=10))
-
-
-def head(length: int, *, path: str = "/reward") -> bytes:
-    lines = f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {length}"
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+def crowd(fuzzed: str, hostile: Callable[[str, str], Hostile]) -> Hostile:
+    return hostile(fuzzed, "/reward")
 
 
 def scores(url: str, item: RewardItem) -> float:
@@ -71,25 +60,15 @@ def item(golden_items: list[RewardItem]) -> RewardItem:
     return golden_items[0]
 
 
-def test_clients_that_hang_in_mid_body_keep_nobody_waiting(
-    fuzzed: str, open_socket: Callable[[], socket.socket], item: RewardItem
-) -> None:
+def test_clients_that_hang_in_mid_body_keep_nobody_waiting(fuzzed: str, crowd: Hostile, item: RewardItem) -> None:
     before = scores(fuzzed, item)
-    for _ in range(CROWD):
-        open_socket().sendall(head(1000) + b'{"items": [')
-    for _ in range(CROWD):
-        open_socket().sendall(b"POST /reward HTTP/1.1\r\nhost: loc")
+    crowd.hang_in_mid_body()
     assert scores(fuzzed, item) == pytest.approx(before, abs=1e-5)
 
 
-def test_clients_that_leave_in_mid_body_leave_nothing_behind(
-    fuzzed: str, open_socket: Callable[[], socket.socket], item: RewardItem
-) -> None:
+def test_clients_that_leave_in_mid_body_leave_nothing_behind(fuzzed: str, crowd: Hostile, item: RewardItem) -> None:
     before = scores(fuzzed, item)
-    for _ in range(CROWD):
-        connection = open_socket()
-        connection.sendall(head(1000) + b'{"items": [')
-        connection.close()
+    crowd.leave_in_mid_body()
     assert scores(fuzzed, item) == pytest.approx(before, abs=1e-5)
     lines = httpx.get(f"{fuzzed}/metrics").text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("rlt_reward_queue_passes ")] == ["0.0"]
@@ -97,35 +76,22 @@ def test_clients_that_leave_in_mid_body_leave_nothing_behind(
 
 @pytest.mark.parametrize("length", [5, 100_000])
 def test_a_length_that_is_a_lie_is_refused_or_waited_for(
-    fuzzed: str, open_socket: Callable[[], socket.socket], item: RewardItem, length: int
+    fuzzed: str, crowd: Hostile, item: RewardItem, length: int
 ) -> None:
     body = json.dumps({"items": [item.model_dump(exclude_none=True)]}).encode()
-    connection = open_socket()
-    connection.sendall(head(length) + body)
-    if length < len(body):
-        assert connection.recv(4096).startswith(b"HTTP/1.1 4")
-    else:
-        connection.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            connection.recv(4096)
+    reply = crowd.lie(body, length)
+    assert reply is None if length > len(body) else reply.startswith(b"HTTP/1.1 4")
     assert scores(fuzzed, item) < 0
 
 
-def test_clients_that_never_read_the_reply_keep_nobody_waiting(
-    fuzzed: str, open_socket: Callable[[], socket.socket], item: RewardItem
-) -> None:
+def test_clients_that_never_read_the_reply_keep_nobody_waiting(fuzzed: str, crowd: Hostile, item: RewardItem) -> None:
     items = [item.model_dump(exclude_none=True)] * 64
-    body = json.dumps({"items": items, "detail": "tokens"}).encode()
-    for _ in range(4):
-        open_socket().sendall(head(len(body)) + body)
+    crowd.never_read(json.dumps({"items": items, "detail": "tokens"}).encode())
     assert scores(fuzzed, item) < 0
 
 
-def test_garbage_instead_of_http(fuzzed: str, open_socket: Callable[[], socket.socket], item: RewardItem) -> None:
-    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 4096, b"GET " + b"a" * 100_000, b"\r\n" * 1000):
-        connection = open_socket()
-        with suppress(OSError):  # the server may hang up while the garbage is still on its way
-            connection.sendall(garbage)
+def test_garbage_instead_of_http(fuzzed: str, crowd: Hostile, item: RewardItem) -> None:
+    crowd.send_garbage()
     assert scores(fuzzed, item) < 0
 
 
