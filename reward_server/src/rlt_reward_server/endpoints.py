@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from rlt_client.schemas.common import Scope
-from rlt_client.schemas.reward import RewardRequest, RewardResponse, SpecRequest
+from rlt_client.schemas.reward import PresetInfo, PresetList, RewardRequest, RewardResponse, SpecRequest
 from rlt_reward_server.catalog import Entry
 from rlt_reward_server.reward import RewardPreset
-from rlt_reward_server.schemas import FormatInfo, FormatList, PresetInfo, PresetList
+from rlt_reward_server.schemas import FormatInfo, FormatList
 from rlt_reward_server.service import RewardService
 from rlt_reward_server.specs import Means
 from rlt_service.auth import Principal, requires

@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
 from rlt_client.aio import AsyncRewardClient
 from rlt_client.errors import APIError, InvalidRequest, RLTError
 from rlt_client.formats import Format
 from rlt_client.schemas.common import Problem, ScoreStatus
-from rlt_client.schemas.reward import Preset, Priority, RewardItem, Score, SpecRequest
+from rlt_client.schemas.explain import ExplainOptions, ExplanationFlag
+from rlt_client.schemas.reward import (
+    KLSource,
+    Preset,
+    Priority,
+    RewardItem,
+    Score,
+    SpecRequest,
+    TeacherTokens,
+    needs_distributions,
+)
+from rlt_teacher_server.kl import RewardAbilities, obstacles, refusal
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "ScoringPlan"]
+
+REMEMBERED_S: Final = 30.0  # a reward server that was restarted with other models is noticed within this time
+UNKNOWN_S: Final = 5.0  # one that is down is asked again after this time
+PATIENCE_S: Final = 2.0  # it answers in milliseconds; one that hangs holds up generation no longer
+OUTDATED: Final = {"kl_unavailable", "teacher_logprobs_unusable"}
+"""Errors of items which say that the server is not what it was taken for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlan:
+    """How the explanations of one request are scored."""
+
+    spec: Preset | SpecRequest
+    sends_logprobs: bool = True
+    """False: the reward server's own teacher computes them."""
+    unusable_logprobs: bool = False
+    """The sampling made them useless."""
+
+    def item(self, question: str, answer: str, completion: str | None, teacher: TeacherTokens) -> RewardItem:
+        """One explanation: its ids and log-probs, so that the teacher needs no second pass, or its text alone."""
+        if self.sends_logprobs:
+            return RewardItem(question=question, answer=answer, teacher=teacher)
+        return RewardItem(question=question, answer=answer, completion=completion)
+
+    def flags(self, score: Score) -> list[ExplanationFlag]:
+        """What a reader of the score should know of it."""
+        hosted = self.unusable_logprobs and score.kl_source is KLSource.hosted
+        return [ExplanationFlag.kl_hosted] if hosted else []
 
 
 class Scorer:
@@ -16,6 +60,30 @@ class Scorer:
 
     def __init__(self, client: AsyncRewardClient) -> None:
         self._client = client
+        self._abilities: RewardAbilities | None = None
+        self._asked_again = 0.0
+        self._asking = asyncio.Lock()
+
+    async def plan(self, options: ExplainOptions) -> ScoringPlan:
+        """How explanations with this sampling and `spec` are scored. Ask before anything is sampled.
+
+        A reward server that does not answer forbids nothing: then the scores will say why there are none.
+
+        Raises:
+            InvalidRequest: sampling_unusable_for_kl.
+        """
+        spec = options.spec or Preset.rlt
+        if needs_distributions(spec):
+            return ScoringPlan(spec, sends_logprobs=False)
+        wanted = spec if isinstance(spec, SpecRequest) else SpecRequest(preset=spec)
+        abilities = await self._known_abilities()
+        temperature = abilities.teacher_temperature(wanted) if abilities else None
+        errors = obstacles(options, temperature) if temperature is not None else []
+        if abilities is None or not errors:
+            return ScoringPlan(spec)
+        if not abilities.hosts_teacher_for(wanted.preset):
+            raise refusal(wanted.preset, options, errors)
+        return ScoringPlan(spec, sends_logprobs=False, unusable_logprobs=True)
 
     async def score(self, item: RewardItem, *, spec: Preset | SpecRequest | None, format: Format) -> Score:
         """A score, or one with the reason why there is none: an explanation is worth keeping without a reward.
@@ -28,15 +96,40 @@ class Scorer:
                 item, spec=spec or Preset.rlt, format=format.name, priority=Priority.interactive
             )
         except InvalidRequest:
+            self._forget()
             raise
         except APIError as error:  # a wrong key, an unknown format: between the two servers, not the caller's doing
+            self._forget()
             return _failed("scorer_unavailable", "The reward server refused", str(error))
         except RLTError as error:
+            self._forget()
             return _failed("scorer_unavailable", "The reward server does not answer", str(error))
         if scored.format.hash != format.hash:
             detail = f"the reward server's {format.name!r} is {scored.format.hash}, this server's is {format.hash}"
             return _failed("format_mismatch", "The two servers' formats differ", detail)
+        if scored.score.error is not None and scored.score.error.type in OUTDATED:
+            self._forget()
         return scored.score
+
+    async def _known_abilities(self) -> RewardAbilities | None:
+        """What the reward server can do, asked now and then; None where it does not say."""
+        async with self._asking:
+            if time.monotonic() >= self._asked_again:
+                self._abilities = await self._ask()
+                seconds = UNKNOWN_S if self._abilities is None else REMEMBERED_S
+                self._asked_again = time.monotonic() + seconds
+        return self._abilities
+
+    async def _ask(self) -> RewardAbilities | None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return RewardAbilities.of(await self._client.presets(), await self._client.models())
+        except (RLTError, TimeoutError):
+            return None
+
+    def _forget(self) -> None:
+        if self._abilities is not None:
+            self._asked_again = 0.0
 
 
 def _failed(type: str, title: str, detail: str) -> Score:

@@ -39,6 +39,7 @@ from rlt_client.schemas.models import LoadedModelReply, LoadModel, ModelList, Ro
 from rlt_client.schemas.reward import (
     Detail,
     Preset,
+    PresetList,
     Priority,
     ResolvedSpec,
     RewardItem,
@@ -238,6 +239,10 @@ class AsyncRewardClient(ServiceClient):
         """One request as it is, with everything that the server says of it. Not batched, not cut."""
         _refuse_non_finite(request.items)
         return await self._http.request("POST", "/reward", body=request, reply=RewardResponse, deadline=deadline)
+
+    async def presets(self) -> PresetList:
+        """The rewards that the default models can give, with their coefficients."""
+        return await self._http.request("GET", "/presets", reply=PresetList)
 
     async def models(self) -> ModelList:
         """The students and hosted teachers that are served, and which of each kind are the defaults."""

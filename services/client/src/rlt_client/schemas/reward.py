@@ -20,6 +20,8 @@ __all__ = [
     "Mapping",
     "MappingKind",
     "Preset",
+    "PresetInfo",
+    "PresetList",
     "Priority",
     "ResolvedSpec",
     "RewardItem",
@@ -293,3 +295,16 @@ class RewardResponse(Reply):
     spec: ResolvedSpec
     usage: ScoreUsage
     timing: Timing
+
+
+class PresetInfo(Reply):
+    name: Preset
+    description: str
+    needs_teacher: bool = Field(description="needs the teacher's log-probs: sent, or of a hosted teacher")
+    spec: ResolvedSpec = Field(description="its coefficients where a request gives none")
+
+
+class PresetList(Reply):
+    default: Preset
+    presets: list[PresetInfo]
+    kl: list[KLEstimator] = Field(description="estimators that this server computes")
