@@ -18,9 +18,8 @@ import pytest
 from rlt_client.schemas.common import Scope
 from rlt_local import logs as logs_module
 from rlt_local.keys import prepare_keys
-from rlt_local.logs import followed, last_lines, log_files
+from rlt_local.logs import LOG_LIMIT, followed, last_lines, log_files
 from rlt_local.ports import PortTaken, choose, free, taken
-from rlt_local.process import LOG_LIMIT, Children
 from rlt_local.state import AlreadyRunning, ComponentRecord, ComponentState, StackRecord, StackState, StateFolder
 from rlt_local.status import current
 from rlt_local.stop import is_alive, stop
@@ -178,13 +177,12 @@ def test_a_followed_log_gives_whole_lines_and_survives_being_set_aside(folder: S
     assert [next(lines)[1] for _ in range(3)] == ["half line", "next", "a"]
 
 
-async def test_a_large_log_is_set_aside_when_its_program_starts_again(folder: StateFolder) -> None:
+async def test_a_large_log_is_set_aside_when_its_program_starts_again(folder: StateFolder, stack, script) -> None:
     log = folder.log("api")
     with log.open("wb") as file:
         file.truncate(LOG_LIMIT + 1)
-    with Children() as children:
-        process = children.spawn([sys.executable, "-c", "print('new')"], env={}, cwd=folder.root, log=log)
-        assert await process.ended() == 0
+    supervisor, _ = stack(script("api", "raise SystemExit('new')", once=True))
+    await supervisor.run()
     assert log.read_text() == "new\n"
     assert log.with_suffix(".log.1").stat().st_size == LOG_LIMIT + 1
 

@@ -1,17 +1,18 @@
-"""`rlt logs`: the last lines of log files, and what is added to them."""
+"""Log files: their last lines, what is added to them, and what becomes of large ones."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlt_local.process import tail
 from rlt_local.state import StateFolder
 
-__all__ = ["followed", "last_lines", "log_files"]
+__all__ = ["LOG_LIMIT", "followed", "last_lines", "log_files", "set_aside", "tail"]
 
 POLL = 0.2
+LOG_LIMIT = 20 * 2**20  # a log larger than this is set aside (one generation) when its program starts again
 
 
 def log_files(folder: StateFolder, name: str | None) -> list[Path]:
@@ -48,3 +49,21 @@ def _since(path: Path, position: int) -> tuple[str, int]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def set_aside(log: Path) -> None:
+    """Give a large log another name."""
+    if _size(log) > LOG_LIMIT:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def tail(path: Path, lines: int, *, start: int = 0) -> list[str]:
+    """The last lines of a text file, at most 64 kB of them, from the byte `start` on."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - 65_536))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-lines:]

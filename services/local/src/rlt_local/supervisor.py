@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from rlt_local.component import Component
-from rlt_local.process import Children, Process
+from rlt_local.logs import set_aside, tail
 from rlt_local.state import ComponentState, StackRecord, StackState, StateFolder
+from rlt_service.children import Child, Children, Pauses, ending
 
 PROBE_PAUSE = 0.1
 NOTE_PAUSE = 0.5  # a starting program's note is written at most this often
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before a program that ended is started again
-STEADY = 60.0  # one that was ready this long starts with the first pause again
+FIRST_PAUSE = 0.5  # before a program that ended is started again; twice as long each time
+LAST_WORDS = 20  # lines of a program that failed
 
 Changed = Callable[[StackRecord], None]
 
@@ -63,7 +64,8 @@ class Supervisor:
         self._record = record
         self._changed = changed
         self._start_timeout = start_timeout
-        self._running: dict[str, Process] = {}
+        self._running: dict[str, Child] = {}
+        self._log_starts: dict[str, int] = {}
         self._ready = {name: asyncio.Event() for name in self._components}
         self._stop = asyncio.Event()
         self._noted = 0.0
@@ -74,7 +76,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.stop)
         self._write()
-        with Children() as children:
+        async with Children() as children:
             try:
                 await self._tend_all(children)
             finally:
@@ -85,8 +87,8 @@ class Supervisor:
     def stop(self) -> None:
         """Ask for the end; a second time: kill what has not ended yet."""
         if self._stop.is_set():
-            for process in self._running.values():
-                process.kill()
+            for child in self._running.values():
+                child.kill()
         self._stop.set()
 
     async def _tend_all(self, children: Children) -> None:
@@ -123,77 +125,85 @@ class Supervisor:
         """Start it when what it needs is ready, and again whenever it ends."""
         for name in component.needs:
             await self._ready[name].wait()
-        pause = FIRST_PAUSE
+        pauses = Pauses(FIRST_PAUSE)
         while True:
             started = time.monotonic()
-            ending = await self._run_once(component, children)
+            ended = await self._run_once(component, children)
             if component.once:
                 return
-            if time.monotonic() - started > STEADY:
-                pause = FIRST_PAUSE
-            self._mark_ended(component, ending, pause)
+            pause = pauses.after(time.monotonic() - started)
+            self._mark_ended(component, ended, pause)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _run_once(self, component: Component, children: Children) -> str:
         """Start it and stay until it ends. Returns how; raises `StartFailed` unless it has been ready before."""
         try:
-            process = self._start(component, children)
+            child = await self._start(component, children)
         except OSError as error:
             return self._ended(component, f"could not be started: {error}")
-        status = await self._until_ready(component, process)
         if component.once:
-            return self._finish(component, status)
+            return self._finish(component, await self._until_done(component, child))
+        status = await self._until_ready(component, child)
         if status is not None:
-            return self._ended(component, _ending(status), " before it was ready")
+            return self._ended(component, ending(status), " before it was ready")
         self._mark_ready(component)
-        return _ending(await process.ended())
+        return ending(await child.ended())
 
-    def _ended(self, component: Component, ending: str, when: str = "") -> str:
+    def _ended(self, component: Component, how: str, when: str = "") -> str:
         if not self._ready[component.name].is_set():
-            raise self._failure(component.name, ending + when)
-        return ending
+            raise self._failure(component.name, how + when)
+        return how
 
-    def _start(self, component: Component, children: Children) -> Process:
+    async def _start(self, component: Component, children: Children) -> Child:
         if component.beat is not None:
             component.beat.unlink(missing_ok=True)
-        process = children.spawn(
-            component.argv,
-            env={**os.environ, **component.env},
-            cwd=component.cwd or self._folder.root,
-            log=self._folder.log(component.name),
-            death_signal=component.death_signal,
-        )
-        self._running[component.name] = process
+        log = self._folder.log(component.name)
+        set_aside(log)
+        with log.open("ab") as output:
+            self._log_starts[component.name] = output.tell()
+            child = await children.spawn(
+                component.argv,
+                env={**os.environ, **component.env},
+                cwd=component.cwd or self._folder.root,
+                output=output,
+                death_signal=component.death_signal,
+            )
+        self._running[component.name] = child
         record = self._record.components[component.name]
-        record.pid, record.started = process.pid, time.time()
+        record.pid, record.started = child.pid, time.time()
         self._set(component, ComponentState.starting)
-        return process
+        return child
 
-    async def _until_ready(self, component: Component, process: Process) -> int | None:
+    async def _until_done(self, component: Component, child: Child) -> int:
+        """The status that a task ended with."""
+        while not child.exit.done():
+            await asyncio.wait([child.exit], timeout=NOTE_PAUSE)
+            self._note(component, "".join(self._written(component.name, 1)))
+        return child.exit.result()
+
+    async def _until_ready(self, component: Component, child: Child) -> int | None:
         """None once it is ready, else the status that it ended with before."""
-        if component.once:
-            while not process.exit.done():
-                await asyncio.wait([process.exit], timeout=NOTE_PAUSE)
-                self._note(component, "".join(process.tail(1)))
-            return process.exit.result()
-        while not process.exit.done():
+        while not child.exit.done():
             reason = await component.ready() if component.ready else None
-            if process.exit.done():
+            if child.exit.done():
                 break
             if reason is None:
                 return None
             self._note(component, reason)
-            await asyncio.wait([process.exit], timeout=PROBE_PAUSE)
-        return process.exit.result()
+            await asyncio.wait([child.exit], timeout=PROBE_PAUSE)
+        return child.exit.result()
 
-    def _finish(self, component: Component, status: int | None) -> str:
+    def _written(self, name: str, lines: int) -> list[str]:
+        """The last lines that this run of a program has written."""
+        return tail(self._folder.log(name), lines, start=self._log_starts[name])
+
+    def _finish(self, component: Component, status: int) -> str:
         if status != 0:
-            raise self._failure(component.name, f"{_ending(status)} before it was done")
+            raise self._failure(component.name, f"{ending(status)} before it was done")
         self._running.pop(component.name)
         self._record.components[component.name].pid = None
         self._mark_ready(component, ComponentState.done)
-        return _ending(status)
+        return ending(status)
 
     def _mark_ready(self, component: Component, state: ComponentState = ComponentState.ready) -> None:
         record = self._record.components[component.name]
@@ -201,11 +211,11 @@ class Supervisor:
         self._set(component, state)
         self._ready[component.name].set()
 
-    def _mark_ended(self, component: Component, ending: str, pause: float) -> None:
+    def _mark_ended(self, component: Component, how: str, pause: float) -> None:
         self._running.pop(component.name, None)
         record = self._record.components[component.name]
         record.pid, record.restarts = None, record.restarts + 1
-        self._set(component, ComponentState.restarting, f"{ending}; again in {pause:g} s")
+        self._set(component, ComponentState.restarting, f"{how}; again in {pause:g} s")
 
     async def _stop_all(self) -> None:
         """What nothing else needs ends first."""
@@ -217,9 +227,9 @@ class Supervisor:
             for other in self._components.values():
                 if component.name in other.needs:
                     await stopped[other.name].wait()
-            process = self._running.get(component.name)
-            if process is not None:
-                await process.stop(component.stop_signal, component.stop_grace)
+            child = self._running.get(component.name)
+            if child is not None:
+                await child.stop(component.stop_signal, component.stop_grace)
                 del self._running[component.name]
                 self._record.components[component.name].pid = None
                 if self._record.components[component.name].state is not ComponentState.failed:
@@ -233,8 +243,7 @@ class Supervisor:
     def _failure(self, name: str, reason: str) -> StartFailed:
         record = self._record.components[name]
         record.state, record.note = ComponentState.failed, reason
-        process = self._running.get(name)
-        return StartFailed(name, reason, process.tail() if process else [])
+        return StartFailed(name, reason, self._written(name, LAST_WORDS) if name in self._running else [])
 
     def _set(self, component: Component, state: ComponentState, note: str = "") -> None:
         record = self._record.components[component.name]
@@ -254,9 +263,3 @@ class Supervisor:
     def _write(self) -> None:
         self._folder.write(self._record)
         self._changed(self._record)
-
-
-def _ending(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from rlt_client.errors import RLTError
 from rlt_local.display import Screen, failure, over, summary
+from rlt_local.logs import tail
 from rlt_local.options import StackOptions
 from rlt_local.plan import plan
-from rlt_local.process import tail
 from rlt_local.state import AlreadyRunning, StackRecord, StackState, StateFolder
 from rlt_local.stop import is_alive
 from rlt_local.supervisor import Changed, Supervisor

@@ -1,4 +1,4 @@
-"""The last resort of a stack: a program of its own that outlives a killed supervisor and ends what it left behind.
+"""The last resort of `children`: a program of its own that outlives a killed parent and ends what it left behind.
 
 It reads `+PGID` and `-PGID` lines on its standard input. When that closes, every process group that is still guarded
 gets `GRACE` seconds to end by itself (PR_SET_PDEATHSIG has already told its leader) and is then killed.
