@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 from rlt_client.errors import APIError, Conflict, ItemError, Unavailable
 from rlt_teacher_server.engine.base import Adapter, FullWeights
@@ -19,6 +19,8 @@ from rlt_teacher_server.engine.pool.reconciling import Reconciler
 from rlt_teacher_server.engine.pool.replica import Replica, State
 
 __all__ = ["Changes"]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Changes:
         self._fleet = fleet
         self._reconciler = reconciler
         self._one = asyncio.Lock()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def add(self, adapter: Adapter) -> None:
         await self._finish(self._add(adapter))
@@ -39,7 +41,8 @@ class Changes:
         await self._finish(self._remove(name))
 
     async def replace(self, weights: FullWeights, switch: Callable[[], None]) -> None:
-        await self._finish(self._replace(weights, switch))
+        stale = await self._finish(self._replace(weights, switch))
+        await self._others(stale)
 
     async def stop(self) -> None:
         for task in self._running:
@@ -47,24 +50,24 @@ class Changes:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
+    async def _finish(self, change: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(self._alone(change), name="change of policies")
         self._running.add(task)
         task.add_done_callback(self._finished)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _alone(self, change: Coroutine[Any, Any, None]) -> None:
+    async def _alone(self, change: Coroutine[Any, Any, T]) -> T:
         try:
             await self._one.acquire()
         except BaseException:
             change.close()
             raise
         try:
-            await change
+            return await change
         finally:
             self._one.release()
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         """Whoever asked may have gone: somebody has to look at its error."""
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()):
@@ -131,11 +134,12 @@ class Changes:
 
     # Full weights
 
-    async def _replace(self, weights: FullWeights, switch: Callable[[], None]) -> None:
+    async def _replace(self, weights: FullWeights, switch: Callable[[], None]) -> dict[Replica, int]:
+        """In one engine; the others that are up, and how often they came up so far."""
         fleet = self._fleet
         if weights.revision == fleet.target.weights.revision:
             switch()
-            return
+            return {}
         try:
             first = await self._vacate()
             target = Target(weights)
@@ -146,7 +150,7 @@ class Changes:
             fleet.swapping = False
             fleet.bell.ring()
         switch()
-        await self._others()
+        return {replica: replica.attempts for replica in fleet.replicas if fleet.stale(replica)}
 
     async def _vacate(self) -> Replica:
         """An engine that nobody uses, and that nobody needs for what it holds; from now on it serves nobody."""
@@ -174,7 +178,7 @@ class Changes:
         try:
             await self._reconciler.exchange(replica, target)
         except Exception as error:
-            replica.out(f"other weights could not be put into it: {error}")
+            replica.out(error)
             await self._fleet.bell.until(lambda: replica.attempts > attempts, self._fleet.options.load_s)
             if isinstance(error, TimeoutError):
                 raise replica.unavailable() from error
@@ -182,13 +186,11 @@ class Changes:
                 raise Unavailable(str(error), type="engine_down", retry_after=1.0) from error
             raise
 
-    async def _others(self) -> None:
+    async def _others(self, before: Mapping[Replica, int]) -> None:
         """Their monitors see to them; one that fails is out, and is brought back with the new weights."""
         fleet, options = self._fleet, self._fleet.options
-        before = {replica: replica.attempts for replica in fleet.replicas if fleet.stale(replica)}
-        if not await fleet.bell.until(lambda: not any(map(fleet.stale, before)), options.drain_s):
-            return
-        await fleet.bell.until(lambda: all(each.attempts > before[each] for each in before), options.load_s)
+        if await fleet.bell.until(lambda: not any(map(fleet.stale, before)), options.drain_s):
+            await fleet.bell.until(lambda: all(each.attempts > before[each] for each in before), options.load_s)
 
 
 def _busy(detail: str) -> Conflict:

@@ -11,7 +11,7 @@ from rlt_teacher_server.engine.base import FullWeights
 from rlt_teacher_server.engine.pool.bell import Bell
 from rlt_teacher_server.engine.pool.held import Held, Target
 from rlt_teacher_server.engine.pool.options import Events, PoolOptions
-from rlt_teacher_server.engine.pool.replica import Replica, State
+from rlt_teacher_server.engine.pool.replica import DOWN, Replica, State
 
 __all__ = ["Fleet"]
 
@@ -96,9 +96,13 @@ class Fleet:
 
     def down(self) -> Unavailable:
         """Why nobody can be served."""
-        said = "; ".join(f"{replica.name}: {replica.info().detail}" for replica in self.replicas if not replica.serving)
-        detail = f"no engine is up: {said}" if said else "no engine that is up holds this policy any more"
-        return Unavailable(detail, type="engine_down", retry_after=1.0)
+        out = [replica for replica in self.replicas if not replica.serving]
+        said = "; ".join(f"{replica.name}: {replica.info().detail}" for replica in out)
+        detail = (
+            f"no engine is up: {said}" if len(out) == len(self.replicas) else f"no engine holds this policy: {said}"
+        )
+        troubles = {replica.trouble for replica in out}
+        return Unavailable(detail, type=troubles.pop() if len(troubles) == 1 else DOWN, retry_after=1.0)
 
     def adopt(self, target: Target) -> None:
         """Want other weights from now on."""

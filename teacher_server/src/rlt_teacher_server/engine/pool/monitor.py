@@ -71,7 +71,7 @@ class Monitor:
             self._compared = time.monotonic()
         except FAILURES as error:
             failure = error
-            replica.out(str(error) or "it takes too long")
+            replica.out(error)
             replica.break_off()
             if replica.detail != known:
                 log.warning("an engine is down", extra={"engine": replica.name, "detail": replica.detail})
@@ -111,10 +111,11 @@ class Monitor:
     async def _check(self) -> None:
         """A busy engine is believed as long as it gets on, whatever else it does not answer in time."""
         replica, options = self._replica, self._fleet.options
+        if replica.samples:
+            async with asyncio.timeout(options.prove_s):
+                await replica.engine.alive()
         if replica.samples or replica.queue.wanted:
             await replica.queue.read(replica.samples, replica.finished)
-        if replica.samples:
-            await replica.engine.alive()
         if time.monotonic() - self._compared >= options.same_s:
             await self._compare()
         if not replica.samples and time.monotonic() - replica.proved >= options.proof_s:

@@ -13,7 +13,7 @@ from rlt_teacher_server.engine.base import Engine, Gauges
 
 __all__ = ["Queue", "check"]
 
-READ_S: Final = 5.0  # a gauge that takes longer is not known
+READ_S: Final = 2.0  # a gauge that takes longer is not known
 STALE_S: Final = 5.0  # a gauge that old says nothing
 MEMORY: Final = 0.8  # weight of the past in the running estimate of samples per second
 SHORTEST_RETRY_S: Final = 1.0

@@ -8,7 +8,7 @@ import time
 from enum import Enum
 from typing import Final
 
-from rlt_client.errors import Unavailable
+from rlt_client.errors import APIError, ItemError, Unavailable
 from rlt_client.schemas.policies import EngineInfo
 from rlt_teacher_server.engine.base import Engine, FullWeights, Limits, Sample, SampleRequest, Watch
 from rlt_teacher_server.engine.pool.bell import Bell
@@ -16,7 +16,7 @@ from rlt_teacher_server.engine.pool.held import Held, Target
 from rlt_teacher_server.engine.pool.options import Events
 from rlt_teacher_server.engine.pool.pressure import Queue
 
-__all__ = ["Replica", "State"]
+__all__ = ["DOWN", "Replica", "State"]
 
 
 class State(Enum):
@@ -27,6 +27,7 @@ class State(Enum):
     changing = "it is being given other weights"
 
 
+DOWN: Final = "engine_down"
 SERVING: Final = (State.up, State.leaving)
 
 
@@ -40,6 +41,8 @@ class Replica:
         self.engine = engine
         self.state = State.down
         self.detail: str | None = "it was not reached yet"
+        self.trouble = DOWN
+        """The stable name of why it is not up."""
         self.limits: Limits | None = None
         self.weights: FullWeights | None = None
         self.adapters: frozenset[str] = frozenset()
@@ -117,19 +120,20 @@ class Replica:
         self._inside.clear()
 
     def unavailable(self) -> Unavailable:
-        return Unavailable(f"{self.name}: {self.detail}", type="engine_down", retry_after=1.0)
+        return Unavailable(f"{self.name}: {self.detail}", type=self.trouble, retry_after=1.0)
 
     def fail(self, error: Exception, life: int) -> bool:
         """Out of service, unless that is old news. Whether it is none."""
         if not self.serving or life != self.life:
             return False
-        self.out(str(error) or type(error).__name__)
+        self.out(error)
         self._events.engine_failed(self.name)
         return True
 
-    def out(self, detail: str) -> None:
+    def out(self, why: Exception | str) -> None:
         self.life += 1
-        self.detail = detail
+        self.trouble = why.type if isinstance(why, Unavailable) else DOWN
+        self.detail = why if isinstance(why, str) else _words(why)
         self.to(State.down)
         self.wake()
 
@@ -170,3 +174,12 @@ class Replica:
             running=gauges.running if gauges else None,
             waiting=gauges.waiting if gauges else None,
         )
+
+
+def _words(error: Exception) -> str:
+    """What people read of it."""
+    if isinstance(error, APIError):
+        return error.detail or error.title
+    if isinstance(error, ItemError):
+        return error.problem.detail or error.problem.title
+    return "it takes too long" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
