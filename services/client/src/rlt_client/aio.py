@@ -36,6 +36,15 @@ from rlt_client.schemas.explain import (
 )
 from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
 from rlt_client.schemas.models import LoadedModelReply, LoadModel, ModelList, Role
+from rlt_client.schemas.policies import (
+    ActivatePolicy,
+    LoadedPolicy,
+    LoadPolicy,
+    PolicyInfo,
+    PolicyList,
+    RollbackPolicy,
+    UnloadPolicy,
+)
 from rlt_client.schemas.reward import (
     Detail,
     Preset,
@@ -286,7 +295,8 @@ class AsyncRewardClient(ServiceClient):
 
 
 class AsyncTeacherClient(ServiceClient):
-    """Asks a teacher for explanations (`POST /explain`) and, for trainers, for tokens (`POST /generate`)."""
+    """Asks a teacher for explanations (`POST /explain`) and, for trainers, for tokens (`POST /generate`), and publishes
+    versions of it (`/policies`)."""
 
     async def explain(self, request: ExplainRequest, *, deadline: float | None = None) -> ExplainResponse:
         """Sample `request.n` explanations of one question and its answer.
@@ -355,6 +365,83 @@ class AsyncTeacherClient(ServiceClient):
             APIError, DeadlineExceeded, TransportError, ProtocolError
         """
         return await self._http.request("POST", "/generate", body=request, reply=GenerateResponse, deadline=deadline)
+
+    async def policies(self) -> PolicyList:
+        """Every version of the teacher that is known, which is active, where a rollback goes, and the engines."""
+        return await self._http.request("GET", "/policies", reply=PolicyList)
+
+    async def load_policy(self, request: LoadPolicy, *, deadline: float | None = None) -> LoadedPolicy:
+        """Publish a version; returns when every engine that is up has it. Needs scope `admin`.
+
+        Asked again with the same name and contents it does nothing, so that it may be repeated after any failure. The
+        work goes on after a deadline.
+
+        Raises:
+            InvalidRequest: unusable_policy, path_not_allowed.
+            Conflict: revision_mismatch; policy_busy: requests kept the old weights for too long.
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        return await self._http.request("POST", "/policies", body=request, reply=LoadedPolicy, deadline=deadline)
+
+    async def activate_policy(
+        self, name: str, revision: str | None = None, *, deadline: float | None = None
+    ) -> PolicyInfo:
+        """Make a known version what requests get that name none. Needs scope `admin`.
+
+        Args:
+            revision: of several versions of one name; the newest if left out.
+
+        Raises:
+            NotFound: policy_not_found.
+            Conflict: revision_mismatch: its folder has other contents by now; policy_busy.
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        body = ActivatePolicy(revision=revision)
+        return await self._http.request(
+            "POST", _policy(name, "/activate"), body=body, reply=PolicyInfo, deadline=deadline
+        )
+
+    async def rollback_policy(
+        self, *, expected_revision: str | None = None, deadline: float | None = None
+    ) -> PolicyInfo:
+        """Make active what was active before, and return it. Needs scope `admin`.
+
+        Args:
+            expected_revision: what is active now. Without it a call whose reply was lost is not repeated: a second one
+                would go further back.
+
+        Raises:
+            Conflict: nothing_to_roll_back, revision_mismatch, policy_busy.
+            APIError, DeadlineExceeded, TransportError, ProtocolError
+        """
+        body = RollbackPolicy(expected_revision=expected_revision)
+        retry = expected_revision is not None
+        return await self._http.request(
+            "POST", "/policies/rollback", body=body, reply=PolicyInfo, deadline=deadline, retry=retry
+        )
+
+    async def unload_policy(self, name: str, revision: str | None = None) -> PolicyInfo:
+        """Take an adapter out of the engines when its last request has ended; it stays known. Needs scope `admin`.
+
+        Raises:
+            NotFound: policy_not_found.
+            Conflict: policy_is_active, policy_is_base.
+        """
+        body = UnloadPolicy(revision=revision)
+        return await self._http.request("POST", _policy(name, "/unload"), body=body, reply=PolicyInfo)
+
+    async def delete_policy(self, name: str, revision: str | None = None) -> None:
+        """Forget one version, or all of a name; files stay. Needs scope `admin`.
+
+        Raises:
+            NotFound: policy_not_found.
+            Conflict: policy_is_active, policy_is_base.
+        """
+        await self._http.request("DELETE", _policy(name), reply=Reply, params={"revision": revision})
+
+
+def _policy(name: str, action: str = "") -> str:
+    return f"/policies/{quote(name)}{action}"
 
 
 _EVENT: Final[TypeAdapter[ExplainEvent]] = TypeAdapter(ExplainEvent)

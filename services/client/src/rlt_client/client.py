@@ -103,13 +103,19 @@ class RewardClient(_Blocking[AsyncRewardClient]):
 
 
 class TeacherClient(_Blocking[AsyncTeacherClient]):
-    """Asks a teacher for explanations (`POST /explain`, `POST /generate`); see `AsyncTeacherClient`."""
+    """Asks a teacher for explanations (`POST /explain`, `POST /generate`, `/policies`); see `AsyncTeacherClient`."""
 
     _twin = AsyncTeacherClient
     explain = _blocking(AsyncTeacherClient.explain)
     explain_stream = _iterating(AsyncTeacherClient.explain_stream)
     explain_batch = _blocking(AsyncTeacherClient.explain_batch)
     generate = _blocking(AsyncTeacherClient.generate)
+    policies = _blocking(AsyncTeacherClient.policies)
+    load_policy = _blocking(AsyncTeacherClient.load_policy)
+    activate_policy = _blocking(AsyncTeacherClient.activate_policy)
+    rollback_policy = _blocking(AsyncTeacherClient.rollback_policy)
+    unload_policy = _blocking(AsyncTeacherClient.unload_policy)
+    delete_policy = _blocking(AsyncTeacherClient.delete_policy)
 
 
 class JobsClient(_Blocking[AsyncJobsClient]):

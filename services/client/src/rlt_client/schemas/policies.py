@@ -12,7 +12,17 @@ from pydantic import Field
 from rlt_client.schemas.common import ModelRef, Reply, Request
 from rlt_client.schemas.models import NAME, ModelKind
 
-__all__ = ["ActivatePolicy", "EngineInfo", "LoadPolicy", "LoadedPolicy", "PolicyInfo", "PolicyList", "PolicyState"]
+__all__ = [
+    "ActivatePolicy",
+    "EngineInfo",
+    "LoadPolicy",
+    "LoadedPolicy",
+    "PolicyInfo",
+    "PolicyList",
+    "PolicyState",
+    "RollbackPolicy",
+    "UnloadPolicy",
+]
 
 
 class PolicyState(StrEnum):
@@ -48,6 +58,17 @@ class ActivatePolicy(Request):
     revision: str | None = Field(default=None, description="of several versions of one name; the newest if left out")
 
 
+class UnloadPolicy(Request):
+    revision: str | None = Field(default=None, description="of several versions of one name; the newest if left out")
+
+
+class RollbackPolicy(Request):
+    expected_revision: str | None = Field(
+        default=None,
+        description="go back only if this is active, else 409 `revision_mismatch`: makes a rollback safe to repeat",
+    )
+
+
 class PolicyInfo(ModelRef):
     """One version. An adapter's revision is `<its base's>+<its own>`."""
 
@@ -60,6 +81,7 @@ class PolicyInfo(ModelRef):
         default=None, description="what the engines call it: never used for another version"
     )
     loaded_at: float | None = Field(default=None, description="seconds since 1970")
+    detail: str | None = Field(default=None, description="why it is not in the engines, though it should be")
 
 
 class EngineInfo(Reply):
@@ -84,5 +106,5 @@ class PolicyList(Reply):
 
 class LoadedPolicy(Reply):
     policy: PolicyInfo
-    loaded: bool = Field(description="false: this very version was served already")
+    loaded: bool = Field(description="false: this very version was there already")
     seconds: float = Field(description="what it took, hashing and proving included; without waiting for other loads")
