@@ -41,7 +41,7 @@ def start_vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> St
     def run(port: int | None = None) -> Iterator[str]:
         folder = tmp_path_factory.mktemp("vllm")
         port = port or free()[0]
-        flags = Flags(tiny_model, served_name=SERVED_NAME, cache_mib=CACHE_MIB, max_loras=2, max_lora_rank=8)
+        flags = Flags(tiny_model, served_name=SERVED_NAME, cache_mib=CACHE_MIB, max_loras=2, max_lora_rank=8, threads=1)
         started = command(python, flags, Address(port=port))
         url = f"http://127.0.0.1:{port}"
         argv = ["env", *(f"{name}={value}" for name, value in started.env.items()), *started.argv]

@@ -10,14 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["LORA_RANKS", "Address", "Command", "Device", "Flags", "command"]
+__all__ = ["LORA_RANKS", "OURS", "Address", "Command", "Device", "Flags", "command"]
 
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "gpu"]
 
 MEBIBYTE: Final = 2**20
 LOOPBACK: Final = "127.0.0.1"
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes; an adapter of a lower rank fits."""
+
+OURS: Final = {
+    "--uds": "where the teacher server finds it",
+    "--host": "not for a server that only the teacher server may reach",
+    "--port": "not for a server that only the teacher server may reach",
+    "--api-key": "not needed: only the teacher server reaches it",
+    "--model": "--model of the teacher server",
+    "--served-model-name": "--engine-model",
+    "--logprobs-mode": "processed_logprobs always: rewards are computed from them",
+    "--generation-config": "vllm always: requests say how to sample",
+    "--tensor-parallel-size": "--engine-tensor-parallel, which also shares the GPUs out",
+    "-tp": "--engine-tensor-parallel, which also shares the GPUs out",
+}
+"""Flags that must not be changed behind our back, and what to use in their place."""
 
 ENVIRONMENT: Final = {
     "VLLM_SERVER_DEV_MODE": "1",  # routes for new weights and a clean prefix cache
@@ -74,8 +88,9 @@ class Flags:
     max_loras: int = 4
     """Adapters in one batch; more are loaded, and take turns."""
     max_lora_rank: int = 64
-    threads: int = 1
-    """Of one forward pass on a processor; one is fastest for tiny models, and where servers share the cores."""
+    threads: int | None = None
+    """Of one forward pass on a processor, where one is fastest for tiny models and where servers share the cores. None:
+    what `OMP_NUM_THREADS` says, or all cores."""
     extra: tuple[str, ...] = field(default=())
     """Passed on as they are, last: of two equal flags vLLM takes the later one."""
 
@@ -129,4 +144,5 @@ def _on_gpu(flags: Flags) -> Iterator[str]:
 def _environment(flags: Flags) -> dict[str, str]:
     if flags.device != "cpu":
         return dict(ENVIRONMENT)
-    return {**ENVIRONMENT, **ON_CPU, "OMP_NUM_THREADS": str(flags.threads)}
+    threads = {} if flags.threads is None else {"OMP_NUM_THREADS": str(flags.threads)}
+    return {**ENVIRONMENT, **ON_CPU, **threads}
