@@ -21,7 +21,7 @@ MOST_WAYS: Final = 10_000
 """In which the repetitions of one pattern may stretch, together: what a character of the text costs at most."""
 WHITE_SPACE: Final = r"\s{1,8}+"  # possessive: one way to match
 TOKEN: Final = re.compile(
-    r"(?P<escape>\\.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?::|=|!|<=|<!))?)|(?P<close>\))"
+    r"(?P<escape>\\.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?::|=|!|<=|<!)|(?!\?)))|(?P<close>\))"
     r"|(?P<repeat>\?|\*|\+|\{(?P<least>\d*)(?P<to>,(?P<most>\d*))?\})(?P<kind>[?+]?)|(?P<either>\|)|(?P<space> )|.",
     re.DOTALL,
 )
@@ -120,6 +120,8 @@ def _check_linear(regex: str) -> None:
         elif token["repeat"]:
             ways *= _ways(token, last)
             groups[-1].varies = True
+        elif token[0] == "(":
+            raise ValueError("a bracket may begin with (?:, (?=, (?!, (?<= or (?<!, and with no other (?")
         elif token["escape"] and token[0][1] in "123456789":
             raise ValueError("back-references take more than linear time")
         if not token["close"]:
