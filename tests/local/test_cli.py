@@ -19,7 +19,7 @@ from rlt_client.cli import app as app_module
 from rlt_client.cli import choices
 from rlt_client.cli.app import add_plugin, make_app
 from rlt_client.cli.output import console
-from rlt_client.schemas import builds, models, reward
+from rlt_client.schemas import builds, explain, models, reward
 from rlt_client.testing import FakePlatform
 
 RLT = Path(sys.executable).with_name("rlt")
@@ -297,3 +297,5 @@ def test_the_words_of_options_are_those_of_the_schemas() -> None:
     assert list(choices.As) == list(builds.ExportFormat)
     assert list(choices.Shape) == list(builds.ExportShape)
     assert list(choices.RoleName) == list(models.Role)
+    assert list(choices.KeepName) == list(explain.Keep)
+    assert list(choices.IncompleteName) == list(explain.Incomplete)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["As", "DetailName", "KLName", "Kind", "PresetName", "RoleName", "Select", "Shape"]
+__all__ = [
+    "As",
+    "DetailName",
+    "IncompleteName",
+    "KLName",
+    "KeepName",
+    "Kind",
+    "PresetName",
+    "RoleName",
+    "Select",
+    "Shape",
+]
 
 
 class PresetName(StrEnum):
@@ -27,6 +38,17 @@ class DetailName(StrEnum):
     none = "none"
     components = "components"
     tokens = "tokens"
+
+
+class KeepName(StrEnum):
+    all = "all"
+    best = "best"
+
+
+class IncompleteName(StrEnum):
+    keep = "keep"
+    drop = "drop"
+    retry = "retry"
 
 
 class Kind(StrEnum):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlt_client.cli.choices import PresetName
+from rlt_client.cli.choices import IncompleteName, KeepName, PresetName
 from rlt_client.cli.connection import DEFAULT_STATE, PATIENCE, Key, Service, StateDir, TeacherURL, find_service, reach
+from rlt_client.cli.errors import FAILED
 
 if TYPE_CHECKING:
-    from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation
+    from rlt_client.schemas.explain import ExplainEvent, ExplainRequest, ExplainResponse
 
-__all__ = ["register", "show"]
+    Watcher = AbstractContextManager[Callable[[ExplainEvent], None]]
+
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,20 +28,37 @@ def register(app: typer.Typer) -> None:
 def explain(
     question: str,
     answer: Annotated[str, typer.Argument(help="the ground-truth solution, without tags")],
-    n: Annotated[int, typer.Option("-n", min=1, help="explanations to sample")] = 4,
+    n: Annotated[int, typer.Option("-n", min=1, help="explanations to sample, of each policy")] = 4,
+    stream: Annotated[bool, typer.Option("--stream", help="show the explanations while they are written")] = False,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="policy, or revision of one; given again, policies are compared; the active one if left out"),
+    ] = None,
     score: Annotated[bool, typer.Option("--score/--no-score", help="score each and rank by reward")] = True,
     preset: Annotated[PresetName | None, typer.Option(help="reward to rank by; rlt if left out")] = None,
+    keep: Annotated[KeepName | None, typer.Option(help="all, or the best alone")] = None,
+    min_reward: Annotated[float | None, typer.Option(help="leave out what has a lower reward, or none")] = None,
+    incomplete: Annotated[
+        IncompleteName | None, typer.Option(help="keep, drop, or retry (with a larger budget) what is cut off")
+    ] = None,
+    retry_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="that budget; twice the first if left out")
+    ] = None,
+    drop_leaks: Annotated[
+        bool, typer.Option("--drop-leaks", help="leave out what refers to having been given the solution")
+    ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of one explanation at most")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0, help="same seed, same explanations")] = None,
     format: Annotated[str | None, typer.Option(help="prompt format; the server's default if left out")] = None,
-    policy: Annotated[str | None, typer.Option(help="served policy; the active one if left out")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the reply as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the reply as JSON; with --stream, a line an event")] = (
+        False
+    ),
     teacher_url: TeacherURL = None,
     key: Key = None,
     state: StateDir = DEFAULT_STATE,
 ) -> None:
-    """Explain how ANSWER follows from QUESTION, n times, best first."""
+    """Explain how ANSWER follows from QUESTION, n times, best first. Exits 1 if there is no complete explanation."""
     from rlt_client.cli.requests import make
     from rlt_client.schemas.explain import ExplainRequest
 
@@ -45,56 +67,61 @@ def explain(
         question=question,
         answer=answer,
         n=n,
+        stream=stream,
+        **_policies(policy or []),
         score=score,
         spec=preset,
+        keep=keep,
+        min_reward=min_reward,
+        incomplete=incomplete,
+        retry_max_tokens=retry_max_tokens,
+        drop_leaks=drop_leaks,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
         format=format,
-        policy=policy,
     )
-    response = asyncio.run(_explain(find_service("teacher", teacher_url, key, state), request))
-    if as_json:
-        typer.echo(response.model_dump_json(indent=2, by_alias=True, exclude_none=True))
-    else:
-        show(response)
+    response = asyncio.run(_explain(find_service("teacher", teacher_url, key, state), request, as_json=as_json))
+    _tell(response, as_json=as_json, told=stream)
+    if not any(each.gen_status == "complete" for each in response.explanations):
+        raise typer.Exit(FAILED)
 
 
-async def _explain(service: Service, request: ExplainRequest) -> ExplainResponse:
+def _policies(names: Sequence[str]) -> dict[str, str | list[str] | None]:
+    return {"policies": list(names)} if len(names) > 1 else {"policy": next(iter(names), None)}
+
+
+async def _explain(service: Service, request: ExplainRequest, *, as_json: bool) -> ExplainResponse:
     from rlt_client.aio import AsyncTeacherClient
 
     await reach(service)
     async with AsyncTeacherClient(service.url, key=service.key, patience=PATIENCE) as teacher:
-        return await teacher.explain(request)
+        if not request.stream:
+            return await teacher.explain(request)
+        async with aclosing(teacher.explain_stream(request)) as events:
+            with _watcher(as_json) as show:
+                async for event in events:
+                    show(event)
+                    if event.event == "done":
+                        response = event.response
+    return response  # a stream that has no `done` raises
 
 
-def show(response: ExplainResponse) -> None:
-    """Each explanation in a panel, in the order of the reply, then what it cost."""
-    from rlt_client.cli.output import console
+def _watcher(as_json: bool) -> Watcher:
+    from rlt_client.cli.live import watching
 
-    for place, each in enumerate(response.explanations, start=1):
-        console().print(_panel(place, each, best=each.index == response.best))
-    usage, timing = response.usage, response.timing
-    seconds = (timing.queue_ms + timing.engine_ms + timing.overhead_ms) / 1000
-    console().print(
-        f"policy {response.policy.name} ({response.policy.revision[:12]}) · format {response.format.name} · "
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens · {seconds:.2f} s",
-        style="dim",
-    )
+    return nullcontext(_print_event) if as_json else watching()
 
 
-def _panel(place: int, each: Explanation, *, best: bool) -> object:
-    from rich.panel import Panel
-    from rich.text import Text
+def _print_event(event: ExplainEvent) -> None:
+    typer.echo(event.model_dump_json(by_alias=True, exclude_none=True))
 
-    from rlt_client.cli.output import headline
 
-    if each.text is None:
-        body = Text(each.error.detail or each.error.title if each.error else "nothing was generated", style="red")
-    else:
-        body = Text(each.text.strip("\n"))
-    ending = "" if each.gen_status == "complete" else f" · {each.gen_status}"
-    title = Text.assemble(
-        (f"{place}. ", "bold"), ("best " if best else "", "bold green"), f"sample {each.index}", ending
-    )
-    return Panel(body, title=title, subtitle=headline(each.score), title_align="left", subtitle_align="left")
+def _tell(response: ExplainResponse, *, as_json: bool, told: bool) -> None:
+    """`told`: the last event of a stream has the reply already."""
+    from rlt_client.cli.explained import show
+
+    if not as_json:
+        show(response)
+    elif not told:
+        typer.echo(response.model_dump_json(indent=2, by_alias=True, exclude_none=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
@@ -10,13 +11,24 @@ from rich.text import Text
 from rlt_client._figures import nats
 from rlt_client.schemas.reward import Score
 
-__all__ = ["console", "headline", "nats", "reason"]
+__all__ = ["console", "headline", "nats", "reason", "safe"]
+
+_HIDDEN: Final = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_PICTURES: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | dict.fromkeys(
+    _HIDDEN, 0xFFFD
+)
+"""Controls, and what turns the direction of text."""
 
 
 @cache
 def console() -> Console:
     """Standard output. Colours follow the terminal, NO_COLOR and FORCE_COLOR."""
     return Console(highlight=False, soft_wrap=False)
+
+
+def safe(text: str) -> str:
+    """A model's text, which may not command the terminal: controls are shown as pictures."""
+    return text.translate(_PICTURES)
 
 
 def headline(score: Score | None) -> Text:
