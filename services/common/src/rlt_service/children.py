@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -56,7 +57,8 @@ class Child:
     async def stop(self, number: int, grace: float) -> None:
         """Ask the program itself to end; kill its group after `grace` seconds."""
         if not self.exit.done():
-            self._process.send_signal(number)
+            with suppress(ProcessLookupError):  # it has ended, and `exit` is about to say so
+                self._process.send_signal(number)
             await asyncio.wait([self.exit], timeout=grace)
         self.kill()
         await self.ended()
