@@ -57,7 +57,7 @@ async def test_samples_of_a_dead_engine_begin_anew_in_another():
     for seed in range(6):
         mine = [event for event, each in told if each == seed]
         first = mine.index("restarted")
-        assert 0 < first
+        assert first > 0
         assert mine[first + 1 :] == ["token"] * 4
     assert sum(counted.failed.values()) == 1
     assert sum(counted.restarted.values()) == 6

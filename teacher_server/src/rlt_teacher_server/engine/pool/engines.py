@@ -13,7 +13,7 @@ from rlt_teacher_server.engine.base import Adapter, Engine, FullWeights, Limits
 from rlt_teacher_server.engine.pool.bell import Bell
 from rlt_teacher_server.engine.pool.changes import Changes
 from rlt_teacher_server.engine.pool.fleet import Fleet
-from rlt_teacher_server.engine.pool.held import Held
+from rlt_teacher_server.engine.pool.held import Held, Target
 from rlt_teacher_server.engine.pool.monitor import Monitor
 from rlt_teacher_server.engine.pool.options import Events, PoolOptions, Silent
 from rlt_teacher_server.engine.pool.reconciling import Reconciler
@@ -28,6 +28,7 @@ class Engines:
     engines: by the names that people read.
     weights: the full weights that they were started with.
     probe: a prompt of the model's.
+    wanted: the full weights that they are to be given first, if other ones.
     events: told of failures, for metrics.
     """
 
@@ -37,11 +38,13 @@ class Engines:
         weights: FullWeights,
         probe: list[int],
         *,
+        wanted: FullWeights | None = None,
         options: PoolOptions = PoolOptions(),
         events: Events | None = None,
     ) -> None:
         events = events or Silent()
         self._fleet = fleet = Fleet(weights, Bell(), options, events)
+        fleet.target = Target(wanted or weights)
         fleet.replicas = [Replica(name, engine, fleet.bell, events) for name, engine in engines.items()]
         reconciler = Reconciler(fleet, probe)
         self._changes = Changes(fleet, reconciler)

@@ -44,10 +44,11 @@ class Fleet:
             self._of_adapter[held.adapter.name] += 1
 
     def release(self, held: Held) -> None:
-        _less(self._of_weights, held.weights.revision)
+        last = _less(self._of_weights, held.weights.revision)
         if held.adapter is not None:
-            _less(self._of_adapter, held.adapter.name)
-        self.bell.ring()
+            last |= _less(self._of_adapter, held.adapter.name)
+        if last:
+            self.bell.ring()
 
     def holds_adapter(self, name: str) -> bool:
         return self._of_adapter[name] > 0
@@ -118,7 +119,7 @@ def _load(replica: Replica) -> tuple[int, int, int]:
     return replica.samples, gauges.running + gauges.waiting if gauges else 0, replica.picked
 
 
-def _less(counts: Counter[str], key: str) -> None:
+def _less(counts: Counter[str], key: str) -> bool:
+    """Whether it was the last. Names are never used again: they would pile up."""
     counts[key] -= 1
-    if not counts[key]:
-        del counts[key]  # names are never used again: they would pile up
+    return not counts[key] and counts.pop(key) == 0

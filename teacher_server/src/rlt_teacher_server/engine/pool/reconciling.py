@@ -85,7 +85,8 @@ class Reconciler:
 
     async def _replace(self, replica: Replica, wanted: FullWeights) -> None:
         replica.break_off()  # what is left in it from before it went out
-        await self._fleet.bell.until(lambda: not replica.samples, self._fleet.options.prove_s)
+        if not await self._fleet.bell.until(lambda: not replica.samples, self._fleet.options.prove_s):
+            raise Unavailable("samples in it do not end", type="engine_stuck")
         replica.spoilt = True  # until it serves
         try:
             await replica.engine.replace(wanted)

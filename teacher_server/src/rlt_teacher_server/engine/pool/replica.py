@@ -93,7 +93,7 @@ class Replica:
             raise
         finally:
             self.samples -= 1
-            if self.state is not State.up:
+            if not self.samples and self.state is not State.up:
                 self._bell.ring()
         self.finished += 1
         self.proved = time.monotonic()
