@@ -1,76 +1,40 @@
-"""How the vLLM engine takes what a server may answer.
-
-The fake keeps the shape of vLLM's replies and of its refusals, and its two ways to report log-probs; it keeps no
-property of sampling. What a real vLLM does is in tests/contract.
-"""
+"""How the vLLM engine takes what a server may answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 
 import httpx
 import pytest
+from plugins.fake_vllm import FakeVLLM, asked, reply
 
 from rlt_client.errors import ItemError, Unavailable
-from rlt_teacher_server.engine.base import SampleRequest
+from rlt_teacher_server.engine.base import Gauges
 from rlt_teacher_server.engine.vllm import VLLMEngine
-
-LOGITS = {"token_id:5": 3.0, "token_id:6": 1.0, "token_id:7": 0.0}
-
-
-class FakeVLLM:
-    def __init__(self, *, raw=False, models=None, answer=None, model_len=256):
-        self.raw = raw
-        self.models = models or [{"id": "tiny", "max_model_len": model_len}]
-        self.answer = answer or (lambda body: None)
-        self.asked = []
-        self.connections = 0
-
-    def handle(self, request):
-        if request.url.path == "/v1/models":
-            self.connections += 1
-            return httpx.Response(200, json={"object": "list", "data": self.models})
-        if request.url.path == "/health":
-            return httpx.Response(200)
-        body = json.loads(request.content)
-        probing = body["logprobs"] == 2
-        if not probing:
-            self.asked.append(body)
-        given = None if probing else self.answer(body)
-        return given or httpx.Response(200, json={"choices": [self.choice(body)]})
-
-    def choice(self, body):
-        temperature = 1.0 if self.raw or body["temperature"] == 0 else body["temperature"]
-        total = math.log(sum(math.exp(value / temperature) for value in LOGITS.values()))
-        logprobs = {token: value / temperature - total for token, value in LOGITS.items()}
-        return {
-            "token_ids": [5],
-            "logprobs": {"token_logprobs": [logprobs["token_id:5"]], "top_logprobs": [logprobs]},
-            "finish_reason": "stop",
-        }
-
-    def engine(self, **given):
-        return VLLMEngine("http://vllm", probe=[1, 2], transport=httpx.MockTransport(self.handle), **given)
-
-
-def ask(**given):
-    return SampleRequest(**({"prompt_token_ids": [1, 2], "max_tokens": 4, "seed": 3, "temperature": 0.7} | given))
+from rlt_teacher_server.engine.vllm.metrics import Metrics, Progress, read_metrics
 
 
 async def error_of(fake, **given):
-    async with fake.engine() as engine:
-        with pytest.raises((ItemError, Unavailable)) as caught:
-            await engine.sample(ask(**given))
-    error = caught.value
+    """Without being watched and with it."""
+    types = set()
+    for watch in (None, lambda ids: None):
+        async with fake.engine() as engine:
+            with pytest.raises((ItemError, Unavailable)) as caught:
+                await engine.sample(asked(**given), watch)
+        types.add(type_of(caught.value))
+    [type] = types
+    return type
+
+
+def type_of(error):
     return error.problem.type if isinstance(error, ItemError) else error.type
 
 
 async def test_every_parameter_is_sent():
     fake = FakeVLLM()
     async with fake.engine(eos_token_ids=(9,)) as engine:
-        await engine.sample(ask(top_p=0.9, top_k=5, stop_token_ids=(8,), stop=("#",)))
+        await engine.sample(asked(top_p=0.9, top_k=5, stop_token_ids=(8,), stop=("#",)))
     [body] = fake.asked
     expected = {
         "model": "tiny",
@@ -115,22 +79,22 @@ async def test_a_server_without_a_fitting_model(models):
 async def test_many_who_wait_connect_once():
     fake = FakeVLLM()
     async with fake.engine() as engine:
-        await asyncio.gather(*(engine.sample(ask()) for _ in range(20)))
+        await asyncio.gather(*(engine.sample(asked()) for _ in range(20)))
     assert fake.connections == 1
 
 
 async def test_after_a_failure_the_engine_is_asked_again_what_it_serves():
     fake = FakeVLLM()
     async with fake.engine() as engine:
-        await engine.sample(ask())
+        await engine.sample(asked())
         fake.answer = lambda body: httpx.Response(500, json={"error": {"message": "EngineCore died"}})
         with pytest.raises(Unavailable):
-            await engine.sample(ask())
+            await engine.sample(asked())
         fake.answer = lambda body: None
         fake.models = [{"id": "tiny", "max_model_len": 5}]
         with pytest.raises(ItemError):
-            await engine.sample(ask())
-        assert (await engine.sample(ask(max_tokens=3))).token_ids == [5]
+            await engine.sample(asked())
+        assert (await engine.sample(asked(max_tokens=3))).token_ids == [5]
 
 
 @pytest.mark.parametrize(
@@ -156,20 +120,30 @@ async def test_refusals(status, body, type):
         ({"token_ids": None}, "engine_failed"),
         ({"logprobs": None}, "engine_failed"),
         ({"token_ids": [5, 6]}, "engine_failed"),
+        ({"token_ids": ["5"], "logprobs": {"token_logprobs": ["low"]}}, "engine_failed"),
         ({"logprobs": {"token_logprobs": [None]}}, "non_finite_logits"),
-        ({"finish_reason": "abort"}, "engine_failed"),
-        ({"finish_reason": None}, "engine_failed"),
+        ({"finish_reason": "abort"}, "engine_down"),
+        ({"finish_reason": "error"}, "engine_failed"),
     ],
 )
 async def test_answers_that_cannot_be_used(changed, type):
     fake = FakeVLLM()
-    fake.answer = lambda body: httpx.Response(200, json={"choices": [fake.choice(body) | changed]})
+    fake.answer = lambda body: reply(body, fake.choice(body) | changed)
     assert await error_of(fake) == type
 
 
-@pytest.mark.parametrize("reply", [b"<html>", b"{}", b'{"choices": []}'])
-async def test_replies_of_something_else(reply):
-    assert await error_of(FakeVLLM(answer=lambda _: httpx.Response(200, content=reply))) == "engine_failed"
+@pytest.mark.parametrize("said", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{}]}'])
+async def test_replies_of_something_else(said):
+    fake = FakeVLLM(answer=lambda _: httpx.Response(200, content=said))
+    async with fake.engine() as engine:
+        with pytest.raises(ItemError) as caught:
+            await engine.sample(asked())
+    assert caught.value.problem.type == "engine_failed"
+
+
+async def test_log_probs_that_json_cannot_have():
+    said = {"error": {"message": "Out of range float values are not JSON compliant: nan", "code": 400}}
+    assert await error_of(FakeVLLM(answer=lambda _: httpx.Response(400, json=said))) == "non_finite_logits"
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.ReadTimeout("late")])
@@ -199,10 +173,98 @@ async def test_no_more_at_once_than_told():
             most = max(most, inside)
             await asyncio.sleep(0.005)
             inside -= 1
-        return fake.handle(request)
+        return await fake.handle(request)
 
     fake = FakeVLLM()
-    async with VLLMEngine("http://vllm", probe=[1], concurrency=3, transport=httpx.MockTransport(handle)) as engine:
-        samples = await asyncio.gather(*(engine.sample(ask()) for _ in range(12)))
+    async with fake.engine(concurrency=3, transport=httpx.MockTransport(handle)) as engine:
+        samples = await asyncio.gather(*(engine.sample(asked()) for _ in range(12)))
     assert most == 3
     assert max(sample.started - sample.enqueued for sample in samples) > 0.01
+
+
+@pytest.mark.parametrize("watch", [None, lambda ids: None])
+async def test_an_engine_that_takes_too_long(watch):
+    async def handle(request):
+        if request.url.path == "/v1/completions" and json.loads(request.content)["logprobs"] == 0:
+            await asyncio.sleep(30)
+        return await fake.handle(request)
+
+    fake = FakeVLLM()
+    async with fake.engine(timeout=0.05, transport=httpx.MockTransport(handle)) as engine:
+        with pytest.raises(Unavailable, match=r"within 0\.05 s"):
+            await engine.sample(asked(), watch)
+
+
+# What it tells of itself
+
+
+async def test_version_and_gauges():
+    fake = FakeVLLM()
+    fake.running, fake.waiting = 3, 5
+    async with fake.engine() as engine:
+        assert engine.version is None
+        await engine.connect()
+        assert engine.version == "vllm 0.31.0"
+        assert await engine.gauges() == Gauges(running=3, waiting=5)
+
+
+def test_gauges_of_data_parallel_engines_are_added_up():
+    lines = [f'vllm:num_requests_{name}{{engine="{i}"}} {i + 1}.0' for name in ("running", "waiting") for i in range(3)]
+    assert read_metrics("\n".join(lines).encode()) == Metrics(running=6, waiting=6, steps=None, born=None)
+
+
+@pytest.mark.parametrize(
+    ("path", "reply", "told"),
+    [
+        ("/version", httpx.Response(404, json={}), "404"),
+        ("/metrics", httpx.Response(404, json={}), "--disable-log-stats"),
+        ("/metrics", httpx.Response(200, text="python_info 1.0"), "--disable-log-stats"),
+    ],
+)
+async def test_what_an_engine_must_tell(path, reply, told):
+    fake = FakeVLLM()
+    fake.refuses[path] = reply
+    async with fake.engine() as engine:
+        with pytest.raises(Unavailable, match=told):
+            await engine.connect()
+
+
+async def test_a_vllm_that_is_too_old_is_told_so():
+    fake = FakeVLLM()
+    fake.choice = lambda body: {"text": "five", "logprobs": None, "finish_reason": "stop"}
+    async with fake.engine() as engine:
+        with pytest.raises(Unavailable, match="no log-probs") as caught:
+            await engine.connect()
+    assert caught.value.type == "engine_misconfigured"
+
+
+async def test_an_engine_that_is_not_healthy():
+    fake = FakeVLLM()
+    async with fake.engine() as engine:
+        await engine.alive()
+        fake.refuses["/health"] = httpx.Response(503)
+        with pytest.raises(Unavailable):
+            await engine.alive()
+
+
+def test_an_engine_that_does_not_get_on():
+    progress = Progress()
+    busy, next_step, idle = (Metrics(running, 0, steps, 1.0) for running, steps in ((4, 10), (4, 11), (0, 11)))
+    assert [progress.stalled(busy, now) for now in (1000, 1020, 1040)] == [0, 20, 40]
+    assert [progress.stalled(next_step, now) for now in (1050, 1060)] == [0, 10]
+    assert progress.stalled(idle, 1070) == 0
+    assert progress.stalled(next_step, 1080) == 10
+    assert progress.stalled(next_step, 2000) == 0  # nobody watched for a quarter of an hour
+
+
+async def test_an_engine_that_does_not_get_on_is_not_alive(monkeypatch):
+    monkeypatch.setattr("rlt_teacher_server.engine.vllm.engine.STALL_S", 0.02)
+    fake = FakeVLLM()
+    fake.running = 1
+    async with fake.engine() as engine:
+        await engine.alive()
+        await asyncio.sleep(0.03)
+        with pytest.raises(Unavailable, match="not got on"):
+            await engine.alive()
+        fake.steps += 1
+        await engine.alive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rlt_client.errors import APIError, ItemError, Unavailable
 from rlt_teacher_server.engine.base import SampleRequest
@@ -14,14 +14,23 @@ from rlt_teacher_server.errors import Reason, item_error
 __all__ = [
     "Choice",
     "Completion",
+    "Info",
+    "Loras",
     "Model",
     "Models",
+    "Reset",
+    "Version",
+    "WeightInfo",
+    "checked",
     "columns",
     "completion_request",
     "ending",
+    "message",
+    "only",
     "parse",
     "refusal",
-    "top_two",
+    "too_old",
+    "top",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -45,6 +54,9 @@ NEUTRAL: Final[dict[str, Any]] = {
 """Said in every request, so that no default of the server's or the model's takes part."""
 
 
+NOT_FINITE: Final = "not JSON compliant"  # what the writer of its single replies says of NaN and infinity
+
+
 class Model(BaseModel):
     id: str
     parent: str | None = None
@@ -54,6 +66,44 @@ class Model(BaseModel):
 
 class Models(BaseModel):
     data: list[Model]
+
+
+class Version(BaseModel):
+    version: str
+
+
+class WeightInfo(BaseModel):
+    weight_version: str
+
+
+class Reset(BaseModel):
+    success: bool
+
+
+class Loras(BaseModel):
+    """The numbers of the adapters in each worker."""
+
+    results: list[list[int]] = Field(min_length=1)
+
+
+class LoraConfig(BaseModel):
+    max_cpu_loras: int
+
+
+class _ModelConfig(BaseModel):
+    dtype: str
+
+
+class _Config(BaseModel):
+    lora_config: LoraConfig | None
+    """None: it was started without `--enable-lora`."""
+    model_config_: _ModelConfig = Field(alias="model_config")
+
+
+class Info(BaseModel):
+    """What a server in dev mode tells of its settings."""
+
+    vllm_config: _Config
 
 
 class _Logprobs(BaseModel):
@@ -101,13 +151,36 @@ def parse(schema: type[M], body: bytes) -> M:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise item_error(Reason.engine_failed, f"not the reply of a vLLM server: {body[:100]!r}") from error
+        raise _foreign(repr(body[:100])) from error
+
+
+def checked(schema: type[M], found: dict[str, Any]) -> M:
+    """Raises `ItemError` (engine_failed)."""
+    try:
+        return schema.model_validate(found)
+    except ValidationError as error:
+        raise _foreign(str(error)) from error
+
+
+def _foreign(said: str) -> ItemError:
+    return item_error(Reason.engine_failed, f"not the reply of a vLLM server: {said}")
+
+
+def only(completion: Completion) -> Choice:
+    """Raises `ItemError` (engine_failed)."""
+    if len(completion.choices) != 1:
+        raise item_error(Reason.engine_failed, f"{len(completion.choices)} choices for one prompt")
+    return completion.choices[0]
+
+
+def too_old() -> ItemError:
+    return item_error(Reason.engine_failed, "no token ids or log-probs: vLLM 0.10.2 or later is needed")
 
 
 def columns(choice: Choice) -> tuple[list[int], list[float]]:
     """Ids and log-probs of what was sampled, equally long and finite. Raises `ItemError`."""
     if choice.token_ids is None or choice.logprobs is None:
-        raise item_error(Reason.engine_failed, "no token ids or log-probs: vLLM 0.10.2 or later is needed")
+        raise too_old()
     logprobs = [math.nan if value is None else value for value in choice.logprobs.token_logprobs]
     if len(logprobs) != len(choice.token_ids):
         raise item_error(Reason.engine_failed, f"{len(choice.token_ids)} ids and {len(logprobs)} log-probs")
@@ -117,30 +190,47 @@ def columns(choice: Choice) -> tuple[list[int], list[float]]:
 
 
 def ending(choice: Choice) -> str:
-    """Why it ended. Raises `ItemError` for an end that is a failure (abort, error)."""
+    """Why it ended.
+
+    Raises:
+        ItemError: for an end that is a failure.
+        Unavailable: the engine ended it, as it does with all of them when it is stopped.
+    """
+    if choice.finish_reason == "abort":
+        raise Unavailable("the engine broke off a sample", type="engine_down", retry_after=1.0)
     if choice.finish_reason not in ("stop", "length"):
         raise item_error(Reason.engine_failed, f"it ended with {choice.finish_reason!r}")
     return choice.finish_reason
 
 
-def top_two(choice: Choice) -> tuple[float, float]:
-    """The two highest log-probs of the first position, asked for with `logprobs=2`. Raises `ItemError`."""
+def top(choice: Choice) -> dict[str, float]:
+    """Log-probs of the likeliest tokens at the first position, at least two of them. Raises `ItemError`."""
     found = choice.logprobs.top_logprobs if choice.logprobs else None
-    highest = sorted((found[0] or {}).values(), reverse=True) if found else []
-    if len(highest) < 2:
+    if not found or len(found[0] or {}) < 2:
         raise item_error(Reason.engine_failed, "no log-probs")
-    return highest[0], highest[1]
+    return found[0] or {}
+
+
+def message(body: bytes) -> str:
+    """What a refusal says, for people."""
+    return _refused(body).message
+
+
+def _refused(body: bytes) -> _Refusal:
+    try:
+        return _Refused.model_validate_json(body).error
+    except ValidationError:
+        return _Refusal(message=body[:200].decode(errors="replace"))
 
 
 def refusal(status: int, body: bytes) -> APIError | ItemError:
     """What a status other than 2xx means: the request's own fault, or the engine's."""
-    try:
-        said = _Refused.model_validate_json(body).error
-    except ValidationError:
-        said = _Refusal(message=body[:200].decode(errors="replace"))
+    said = _refused(body)
     if status not in (400, 422):
         return Unavailable(f"the engine answered {status}: {said.message}", type="engine_down", retry_after=1.0)
     if said.param in ("input_tokens", "max_tokens"):
         return item_error(Reason.context_overflow, said.message)
+    if NOT_FINITE in said.message:
+        return item_error(Reason.non_finite_logits, "the engine cannot write them as JSON")
     unknown = "out of vocabulary" in said.message or "greater than or equal to 0" in said.message
     return item_error(Reason.unknown_token if unknown else Reason.engine_refused, said.message)
