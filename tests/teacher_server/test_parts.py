@@ -1,4 +1,4 @@
-"""The pure parts: sampling from logits, reading ids, ranking, letting in, ending together."""
+"""The pure parts: sampling from logits, reading ids, letting in, ending together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from rlt_client.errors import InvalidRequest, Overloaded, Unavailable
 from rlt_client.schemas.common import GenStatus, Problem
-from rlt_client.testing import make_score
 from rlt_teacher_server import outcome
 from rlt_teacher_server.admission import Admission
 from rlt_teacher_server.concurrency import together
@@ -134,7 +133,8 @@ def test_how_it_ended(codec, mini, text, finish, status):
 
 def test_the_end_of_turn_is_no_part_of_an_unclosed_explanation(codec, mini):
     explanation = read(codec, mini, "36 A +5 $")
-    assert explanation.text == explanation.completion == "36 A +5"
+    assert explanation.text is None
+    assert explanation.completion == "36 A +5"
     assert explanation.usage.completion_tokens == 4
 
 
@@ -145,18 +145,6 @@ def test_what_was_not_generated_says_why():
     assert overflow.gen_status is GenStatus.context_overflow
     assert other.gen_status is GenStatus.engine_error
     assert overflow.text is overflow.completion is overflow.finish_reason is None
-
-
-def test_ranking(codec, mini):
-    rewards = [None, -2.0, -1.0, -2.0]
-    explanations = [read(codec, mini, "36 #" if i != 2 else "36 $") for i in range(4)]
-    for index, (explanation, reward) in enumerate(zip(explanations, rewards, strict=True)):
-        explanation.index = index
-        explanation.score = make_score(reward) if reward is not None else make_score(error="kl_unavailable")
-    ranked = outcome.rank(explanations)
-    assert [explanation.index for explanation in ranked] == [2, 1, 3, 0]
-    assert outcome.best(ranked) == 1  # 2 is not complete
-    assert outcome.best([]) is None
 
 
 # Letting in

@@ -57,11 +57,11 @@ def test_other_rewards_can_be_ranked_by(explain):
     assert rewards["reward"] == pytest.approx(parts["r_ss"] - 8 * parts["r_kl"] + parts["format"], abs=1e-4)
 
 
-def test_logprobs_of_another_distribution_give_no_score(explain):
-    reply = explain(n=2, score=True, temperature=1.0)
-    assert reply["best"] is None
-    assert {e["score"]["error"]["type"] for e in reply["explanations"]} == {"teacher_logprobs_unusable"}
-    assert all(e["text"] for e in reply["explanations"])
+def test_a_sampling_whose_logprobs_are_no_use_is_refused_before_anything_is_sampled(teacher, problem):
+    body = problem | {"score": True, "temperature": 1.0}
+    refused = [teacher.post("/explain", json=body | extra) for extra in ({}, {"stream": True})]
+    assert [(each.status_code, each.json()["type"]) for each in refused] == [(422, "sampling_unusable_for_kl")] * 2
+    assert refused[0].json()["errors"][0]["pointer"] == "/temperature"
 
 
 def test_what_overflows_is_not_scored(explain):
@@ -85,8 +85,12 @@ def test_exact_kl_is_of_a_hosted_teacher(settings, tiny_model, problem):
         explanations = httpx.post(f"{url}/explain", json=body, timeout=60).json()["explanations"]
         items = [problem | {"completion": each["completion"]} for each in explanations]
         scores = httpx.post(f"{reward_url}/reward", json={"items": items, "spec": {"kl": "exact"}}).json()["items"]
+        hot = httpx.post(f"{url}/explain", json=problem | {"score": True, "temperature": 1.0, "seed": 3}, timeout=60)
     assert [each["score"]["kl_source"] for each in explanations] == ["hosted"] * 2
     assert [each["score"]["reward"] for each in explanations] == pytest.approx([s["reward"] for s in scores], abs=1e-4)
+    [explanation] = hot.json()["explanations"]
+    assert "kl_hosted" in explanation["flags"], "log-probs of another sampling are no use, and it is said whose are used"
+    assert explanation["score"]["kl_source"] == "hosted"
 
 
 def test_without_a_reward_server(settings, problem):

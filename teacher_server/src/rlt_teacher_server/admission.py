@@ -27,6 +27,10 @@ class Admission:
         self._rate = 0.0
 
     @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
     def inside(self) -> int:
         return self._inside
 

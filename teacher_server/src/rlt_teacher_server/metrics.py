@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
-from rlt_client.schemas.common import GenStatus, Timing
+from rlt_client.schemas.common import ModelRef, Timing
+from rlt_client.schemas.explain import Dropped, Explanation, ExplanationFlag
 from rlt_service.metrics import Metrics
 
 __all__ = ["TeacherMetrics"]
@@ -20,14 +22,43 @@ class TeacherMetrics:
         self._tokens = metrics.histogram("teacher_sample_tokens", "tokens of one sample", buckets=TOKENS)
         self._scores = metrics.counter("teacher_scores", "scores asked for, by status", ["status"])
         self._phases = metrics.histogram("teacher_phase_seconds", "time of one request, by phase", ["phase"])
+        self._flags = metrics.counter("teacher_flags", "flags of explanations", ["flag"])
+        self._leaks = metrics.counter("teacher_leaks", "places that refer to a given solution, by pattern", ["pattern"])
+        self._retries = metrics.counter(
+            "teacher_retries", "second tries of truncated samples, by outcome", ["gen_status"]
+        )
+        self._dropped = metrics.counter("teacher_dropped", "explanations left out of replies, by reason", ["reason"])
+        self._first_token = metrics.histogram("teacher_first_token_seconds", "time to a stream's first token")
+        self._streams = metrics.gauge("teacher_streams", "streamed replies under way")
         self._inside = metrics.gauge("teacher_samples_inside", "samples being made or waiting")
+        self._policy_active = metrics.gauge("teacher_policy_active", "1: the active policy", ["name", "revision"])
+        self._policy_changes = metrics.counter("teacher_policy_changes", "changes of policies that succeeded", ["kind"])
+        self._policy_requests = metrics.counter("teacher_policy_requests", "requests by the policy's name", ["name"])
 
     def watch(self, inside: Callable[[], float]) -> None:
         self._inside.set_function(inside)
 
-    def sample(self, status: GenStatus, tokens: int) -> None:
-        self._samples.labels(status.value).inc()
-        self._tokens.observe(tokens)
+    def explanation(self, explanation: Explanation) -> None:
+        self._samples.labels(explanation.gen_status.value).inc()
+        self._tokens.observe(explanation.usage.completion_tokens)
+        for flag in explanation.flags:
+            self._flags.labels(str(flag)).inc()
+        for leak in explanation.leaks:
+            self._leaks.labels(leak.pattern).inc()
+        if ExplanationFlag.retried in explanation.flags:
+            self._retries.labels(explanation.gen_status.value).inc()
+
+    def dropped(self, dropped: Dropped) -> None:
+        for reason, count in dropped:
+            self._dropped.labels(reason).inc(count)
+
+    def first_token(self, seconds: float) -> None:
+        """Of a streamed request, since it came."""
+        self._first_token.observe(seconds)
+
+    def streaming(self) -> AbstractContextManager[object]:
+        """While a streamed reply is under way."""
+        return self._streams.track_inprogress()
 
     def generated(self, tokens: int, error: str | None = None) -> None:
         self._generated.labels(error or "").inc()
@@ -35,6 +66,16 @@ class TeacherMetrics:
 
     def score(self, status: str) -> None:
         self._scores.labels(status).inc()
+
+    def policy_requested(self, policy: ModelRef) -> None:
+        self._policy_requests.labels(policy.name).inc()
+
+    def policy_active(self, policy: ModelRef) -> None:
+        self._policy_active.clear()  # of a trainer's thousands of revisions one is of interest
+        self._policy_active.labels(policy.name, policy.revision).set(1)
+
+    def policy_changed(self, kind: str) -> None:
+        self._policy_changes.labels(kind).inc()
 
     def request(self, timing: Timing) -> None:
         for phase in ("queue", "engine", "overhead"):
