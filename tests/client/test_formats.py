@@ -29,6 +29,17 @@ def test_the_tags_of_the_paper():
     assert stratos.student.answer == "\n\n<|begin_of_solution|>{answer}<|end_of_solution|>"
 
 
+def test_each_tag_is_a_delimiter_of_its_own():
+    found = {name: set(format.delimiters) for name, format in shipped_formats().items()}
+    tags = {f"<|{edge}_of_{part}|>" for edge in ("begin", "end") for part in ("explanation", "thought", "solution")}
+    assert found == {
+        "stratos": tags,
+        "deepseek": {"<explanation>", "</explanation>", "</solution>", "<think>", "</think>"},
+        "plain": {"How to find it:", "[END]", "Thoughts:", "Solution:"},
+        "mini": {">", "#", "$"},
+    }
+
+
 def test_the_hash_names_the_shape_of_the_prompt_and_nothing_else():
     stratos = shipped_formats()["stratos"]
     renamed = stratos.model_copy(update={"name": "other", "version": "2"})

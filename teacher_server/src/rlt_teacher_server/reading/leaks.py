@@ -18,6 +18,7 @@ def find_leaks(format: Format, text: str) -> list[Leak]:
         Leak(pattern=pattern.name, start=match.start(), end=match.end(), text=match[0])
         for pattern in format.leaks.all
         for match in pattern.compiled.finditer(text)
+        if match[0]
     ]
     kept: list[Leak] = []
     for leak in sorted(found, key=lambda leak: (leak.start, -leak.end)):

@@ -95,7 +95,9 @@ class Format(_Part):
     teacher: TeacherFormat
     student: StudentFormat
     probe: Probe = Probe()
-    leaks: Leaks = Leaks()
+    leaks: Leaks = Field(
+        default_factory=Leaks, description="how an explanation shows that the solution was given; not part of the hash"
+    )
 
     @cached_property
     def hash(self) -> str:
@@ -109,11 +111,12 @@ class Format(_Part):
 
     @cached_property
     def delimiters(self) -> tuple[str, ...]:
-        """The tags that an explanation has no business to spell."""
+        """The tags that an explanation has no business to spell, each on its own where several stand together."""
         teacher, student = self.teacher, self.student
         opened = PLACEHOLDER.split(teacher.prefill)[-1]
         texts = [teacher.close, opened, student.open, student.close, student.before_answer, student.after_answer]
-        return tuple(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
+        lines = [line.strip() for text in texts for line in text.splitlines()]
+        return tuple(dict.fromkeys(line for line in lines if line))
 
     def parse(self, text: str) -> tuple[str, str]:
         """The explanation and the answer of a student-side text (`open` t `close` `answer`), to import tagged traces.
