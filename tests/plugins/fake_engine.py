@@ -34,7 +34,7 @@ def adapter(name: str) -> Adapter:
 
 def pool(*engines: FakeEngine, **given: Any) -> Engines:
     """Of engines a, b, …; `given`: options, and what `Engines` takes."""
-    own = {name: given.pop(name) for name in ("events",) if name in given}
+    own = {name: given.pop(name) for name in ("events", "wanted") if name in given}
     named = dict(zip("abcdefgh", engines, strict=False))
     return Engines(named, weights(), PROBE, options=replace(QUICK, **given), **own)
 
@@ -71,6 +71,8 @@ class FakeEngine:
         """Names and revisions at whose loading it dies."""
         self.hangs: set[str] = set()
         """Calls that do not answer."""
+        self.late: set[str] = set()
+        """Calls that fail once, though nothing is wrong."""
         self.loading = 0.0
         self.stuck = False
         self.most = 8
@@ -171,6 +173,9 @@ class FakeEngine:
         await asyncio.sleep(0)
         if not self.up:
             raise self._down()
+        if call in self.late:
+            self.late.discard(call)
+            raise Unavailable("it did not answer in time", type="engine_down")
 
     async def _load(self, name: str) -> None:
         await asyncio.sleep(self.loading)

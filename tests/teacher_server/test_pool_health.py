@@ -334,3 +334,35 @@ async def test_the_pool_ends_whatever_its_engines_do():
             await asyncio.sleep(0.05)
     with pytest.raises((asyncio.CancelledError, Unavailable)):
         await replacing
+
+
+async def test_engines_are_given_what_an_earlier_run_of_the_teacher_had_in_them():
+    engines = [FakeEngine(), FakeEngine()]
+    engines[1].full = weights("earlier")
+    async with pool(*engines, wanted=weights("earlier")) as pooled:
+        async with pooled.session(Held(weights("earlier"))) as session:
+            assert (await session.group().sample(asked())).finish_reason == "earlier/"
+        await pooled.replace(weights(), lambda: None)
+    assert [engine.asked["replace"] for engine in engines] == [2, 1]
+
+
+async def test_one_late_answer_under_load_ends_no_sample():
+    """Neither of the look at a busy engine nor of the attempt to connect to one that failed a single sample."""
+    engine = FakeEngine(seconds=0.4)
+    async with pool(engine) as pooled, pooled.session(BASE) as session:
+        group = session.group()
+        one, other = (asyncio.create_task(group.sample(asked(seed=seed))) for seed in (1, 2))
+        await asyncio.sleep(0.02)
+        engine.late = {"alive"}
+        await eventually(lambda: not engine.late)
+        await asyncio.sleep(0.03)
+        assert up(pooled) == [True]
+        engine.late = {"connect"}
+        next(future for future, request in engine.inside.items() if request.seed == 1).set_exception(
+            Unavailable("reset")
+        )
+        with pytest.raises(Unavailable, match="reset"):
+            await one
+        assert isinstance(await other, Sample)
+        assert not engine.late
+        await eventually(lambda: all(up(pooled)))

@@ -43,7 +43,7 @@ class Engines:
         events: Events | None = None,
     ) -> None:
         events = events or Silent()
-        self._fleet = fleet = Fleet(weights, Bell(), options, events)
+        self._fleet = fleet = Fleet(weights, wanted or weights, Bell(), options, events)
         fleet.target = Target(wanted or weights)
         fleet.replicas = [Replica(name, engine, fleet.bell, events) for name, engine in engines.items()]
         reconciler = Reconciler(fleet, probe)
@@ -141,11 +141,13 @@ class Engines:
         return [replica.limits for replica in self._fleet.replicas if replica.limits]
 
     async def _alive(self, replica: Replica) -> bool:
+        """A busy one is its monitor's affair."""
         life = replica.life
-        try:
-            await replica.engine.alive()
-        except Unavailable as error:
-            replica.fail(error, life)
+        if not replica.samples:
+            try:
+                await replica.engine.alive()
+            except Unavailable as error:
+                replica.fail(error, life)
         return replica.serving
 
     @asynccontextmanager

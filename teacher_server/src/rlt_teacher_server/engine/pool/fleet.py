@@ -19,11 +19,14 @@ __all__ = ["Fleet"]
 class Fleet:
     """Args:
     base: the full weights that the engines were started with.
+    wanted: those that they are to hold.
     """
 
-    def __init__(self, base: FullWeights, bell: Bell, options: PoolOptions, events: Events) -> None:
+    def __init__(
+        self, base: FullWeights, wanted: FullWeights, bell: Bell, options: PoolOptions, events: Events
+    ) -> None:
         self.base = base
-        self.target = Target(base)
+        self.target = Target(wanted)
         self.bell = bell
         self.options = options
         self.events = events

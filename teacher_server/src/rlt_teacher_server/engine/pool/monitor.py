@@ -17,6 +17,7 @@ __all__ = ["Monitor"]
 log = logging.getLogger(__name__)
 
 FAILURES: Final = (APIError, ItemError, TimeoutError)
+TRIES: Final = 2  # before samples are ended that may still be under way
 SHORTEST_S: Final = 0.05  # between two attempts, however many requests ask for one
 
 
@@ -27,6 +28,10 @@ class Monitor:
         self._reconciler = reconciler
         self._delay = fleet.options.retry_first_s
         self._compared = 0.0
+        self._failed = 0
+        """Attempts to bring it up, in a row."""
+        self._doubts = 0
+        """Times, in a row, that it was found not to get on."""
 
     async def run(self) -> NoReturn:
         while True:
@@ -68,17 +73,24 @@ class Monitor:
         failure = None
         try:
             await self._reconciler.bring_up(replica)
-            self._compared = time.monotonic()
+            self._compared, self._failed, self._doubts = time.monotonic(), 0, 0
         except FAILURES as error:
             failure = error
             replica.out(error)
-            replica.break_off()
+            self._give_up()
             if replica.detail != known:
                 log.warning("an engine is down", extra={"engine": replica.name, "detail": replica.detail})
         finally:
             replica.attempts += 1
             self._fleet.bell.ring()
         return failure
+
+    def _give_up(self) -> None:
+        """What still runs in it dies by itself where the process has died. Where it only seemed so, because a look came
+        too late among thousands of requests, these go on."""
+        self._failed += 1
+        if self._failed >= TRIES:
+            self._replica.break_off()
 
     # Up, with weights that are not wanted any more
 
@@ -112,14 +124,23 @@ class Monitor:
         """A busy engine is believed as long as it gets on, whatever else it does not answer in time."""
         replica, options = self._replica, self._fleet.options
         if replica.samples:
-            async with asyncio.timeout(options.prove_s):
-                await replica.engine.alive()
+            await self._gets_on()
         if replica.samples or replica.queue.wanted:
             await replica.queue.read(replica.samples, replica.finished)
         if time.monotonic() - self._compared >= options.same_s:
             await self._compare()
         if not replica.samples and time.monotonic() - replica.proved >= options.proof_s:
             await self._reconciler.prove(replica)
+
+    async def _gets_on(self) -> None:
+        try:
+            async with asyncio.timeout(self._fleet.options.prove_s):
+                await self._replica.engine.alive()
+            self._doubts = 0
+        except FAILURES:
+            self._doubts += 1
+            if self._doubts >= TRIES:
+                raise
 
     async def _compare(self) -> None:
         """Raises `Unavailable` where it was started anew, or changed by others."""
