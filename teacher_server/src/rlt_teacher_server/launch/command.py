@@ -15,6 +15,7 @@ __all__ = ["LORA_RANKS", "OURS", "Address", "Command", "Device", "Flags", "comma
 Device = Literal["cpu", "gpu"]
 
 MEBIBYTE: Final = 2**20
+KEPT_LORAS: Final = 64  # in the machine's memory, which they take when they are loaded; no more can be loaded
 LOOPBACK: Final = "127.0.0.1"
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes; an adapter of a lower rank fits."""
@@ -124,6 +125,7 @@ def _common(flags: Flags) -> Iterator[str]:
         yield from ("--tensor-parallel-size", str(flags.tensor_parallel))
     if flags.max_loras:
         yield from ("--enable-lora", "--max-loras", str(flags.max_loras), "--max-lora-rank", str(flags.max_lora_rank))
+        yield from ("--max-cpu-loras", str(max(KEPT_LORAS, flags.max_loras)))
 
 
 def _on_cpu(flags: Flags) -> Iterator[str]:
