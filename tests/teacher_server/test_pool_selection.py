@@ -8,8 +8,10 @@ import pytest
 from plugins.fake_engine import FakeEngine, adapter, asked, eventually, pool, weights
 
 from rlt_client.errors import ItemError, Overloaded, Unavailable
+from rlt_service.metrics import Metrics
 from rlt_teacher_server.engine.base import Gauges
 from rlt_teacher_server.engine.pool import Held, PolicyReplaced
+from rlt_teacher_server.metrics import TeacherMetrics
 
 BASE = Held(weights())
 
@@ -188,3 +190,26 @@ async def test_each_engine_s_figures():
         assert (one.weights, one.version, one.detail) == ("base", "fake 1", None)
         assert (two.up, two.samples, two.running, two.version) == (False, 0, None, None)
         assert "connection refused" in two.detail
+
+
+async def test_what_is_counted():
+    metrics = Metrics()
+    counted = TeacherMetrics(metrics)
+    engines = [FakeEngine(seconds=0.1), FakeEngine(seconds=0.1)]
+    async with pool(*engines, events=counted) as pooled, pooled.session(BASE) as session:
+        counted.watch_engines(pooled.figures)
+        samples = [asyncio.create_task(session.group().sample(asked())) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        engines[0].kill()
+        await asyncio.gather(*samples)
+        page = metrics.render().decode()
+    for line in (
+        'rlt_teacher_engine_up{engine="a"} 0.0',
+        'rlt_teacher_engine_up{engine="b"} 1.0',
+        'rlt_teacher_engine_samples{engine="b"} 0.0',
+        'rlt_teacher_engine_running{engine="a"} NaN',
+        'rlt_teacher_engine_failures_total{engine="a"} 1.0',
+        'rlt_teacher_samples_restarted_total{engine="a"} 1.0',
+    ):
+        assert line in page
+    assert 'rlt_teacher_engine_waiting{engine="b"} 0.0' in page

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
 from rlt_client.schemas.common import ModelRef, Timing
 from rlt_client.schemas.explain import Dropped, Explanation, ExplanationFlag
+from rlt_client.schemas.policies import EngineInfo
 from rlt_service.metrics import Metrics
 
 __all__ = ["TeacherMetrics"]
@@ -31,12 +34,28 @@ class TeacherMetrics:
         self._first_token = metrics.histogram("teacher_first_token_seconds", "time to a stream's first token")
         self._streams = metrics.gauge("teacher_streams", "streamed replies under way")
         self._inside = metrics.gauge("teacher_samples_inside", "samples being made or waiting")
+        self._engines = {
+            "up": metrics.gauge("teacher_engine_up", "1: the engine is used", ["engine"]),
+            "samples": metrics.gauge("teacher_engine_samples", "samples of this server in the engine", ["engine"]),
+            "running": metrics.gauge("teacher_engine_running", "sequences it generates, by its own gauge", ["engine"]),
+            "waiting": metrics.gauge("teacher_engine_waiting", "sequences in its queue, by its own gauge", ["engine"]),
+        }
+        self._engine_failures = metrics.counter("teacher_engine_failures", "times an engine went out", ["engine"])
+        self._restarted = metrics.counter(
+            "teacher_samples_restarted", "samples begun anew elsewhere, by the engine that died", ["engine"]
+        )
         self._policy_active = metrics.gauge("teacher_policy_active", "1: the active policy", ["name", "revision"])
         self._policy_changes = metrics.counter("teacher_policy_changes", "changes of policies that succeeded", ["kind"])
         self._policy_requests = metrics.counter("teacher_policy_requests", "requests by the policy's name", ["name"])
 
     def watch(self, inside: Callable[[], float]) -> None:
         self._inside.set_function(inside)
+
+    def watch_engines(self, figures: Callable[[], Sequence[EngineInfo]]) -> None:
+        """`figures`: of the same engines whenever it is called, in one order; an unknown gauge is NaN."""
+        for place, engine in enumerate(figures()):
+            for name, gauge in self._engines.items():
+                gauge.labels(engine.name).set_function(partial(_figure, figures, place, name))
 
     def explanation(self, explanation: Explanation) -> None:
         self._samples.labels(explanation.gen_status.value).inc()
@@ -60,6 +79,12 @@ class TeacherMetrics:
         """While a streamed reply is under way."""
         return self._streams.track_inprogress()
 
+    def engine_failed(self, engine: str) -> None:
+        self._engine_failures.labels(engine).inc()
+
+    def sample_restarted(self, engine: str) -> None:
+        self._restarted.labels(engine).inc()
+
     def generated(self, tokens: int, error: str | None = None) -> None:
         self._generated.labels(error or "").inc()
         self._tokens.observe(tokens)
@@ -80,3 +105,8 @@ class TeacherMetrics:
     def request(self, timing: Timing) -> None:
         for phase in ("queue", "engine", "overhead"):
             self._phases.labels(phase).observe(getattr(timing, f"{phase}_ms") / 1e3)
+
+
+def _figure(figures: Callable[[], Sequence[EngineInfo]], place: int, name: str) -> float:
+    value = getattr(figures()[place], name)
+    return math.nan if value is None else float(value)

@@ -49,6 +49,9 @@ class Queue:
     def want(self) -> None:
         self._asked = time.monotonic()
 
+    def forget(self) -> None:
+        self._gauges = None
+
     def seconds_until(self, waiting: int) -> float:
         """Until no more than so many wait, by the rate at which samples were finished lately."""
         seconds = (self.waiting - waiting) / self._rate if self._rate else SHORTEST_RETRY_S

@@ -134,6 +134,7 @@ class Replica:
         self.life += 1
         self.trouble = why.type if isinstance(why, Unavailable) else DOWN
         self.detail = why if isinstance(why, str) else _words(why)
+        self.queue.forget()
         self.to(State.down)
         self.wake()
 
