@@ -15,7 +15,7 @@ from rlt_client.schemas.common import FieldError
 from rlt_client.schemas.models import ModelList
 from rlt_client.schemas.reward import KLEstimator, Preset, PresetList, SpecRequest
 
-__all__ = ["RewardAbilities", "Sampling", "obstacles", "refusal"]
+__all__ = ["RewardAbilities", "Sampling", "needed_changes", "refusal"]
 
 TOLERANCE: Final = 1e-6  # as the reward server's: 0.7 that has been through a float32 is still 0.7
 
@@ -56,29 +56,28 @@ class RewardAbilities:
         return self.hosted and (self.by_token or preset is Preset.rlt_segments)
 
 
-def obstacles(sampling: Sampling, temperature: float) -> list[FieldError]:
-    """Why log-probs of this sampling are of no use for a reward of this teacher temperature; none if they are."""
-    found = {
-        "temperature": (abs(sampling.temperature - temperature) > TOLERANCE, f"{temperature:g}"),
-        "top_p": (sampling.top_p != 1, "1"),
-        "top_k": (sampling.top_k not in (0, -1), "0"),
+def needed_changes(sampling: Sampling, temperature: float) -> dict[str, float]:
+    """What the sampling would have to be for its log-probs to be of use at this teacher temperature; empty if it is."""
+    needed = {
+        "temperature": (abs(sampling.temperature - temperature) > TOLERANCE, temperature),
+        "top_p": (sampling.top_p != 1, 1),
+        "top_k": (sampling.top_k not in (0, -1), 0),
     }
-    return [
-        FieldError(pointer=f"/{name}", detail=f"is {getattr(sampling, name):g}, the reward's KL needs {needed}")
-        for name, (wrong, needed) in found.items()
-        if wrong
-    ]
+    return {name: value for name, (wrong, value) in needed.items() if wrong}
 
 
-def refusal(preset: Preset, sampling: Sampling, errors: list[FieldError]) -> InvalidRequest:
-    """What is wrong and every way out of it."""
-    changes = [f"{error.pointer[1:]} as said below" for error in errors]
-    ways = [f"sample with {' and '.join(changes)}"]
-    if sampling.temperature > 0 and all(error.pointer == "/temperature" for error in errors):
+def refusal(preset: Preset, sampling: Sampling, needed: Mapping[str, float]) -> InvalidRequest:
+    """What is wrong and every way out of it. The type is `sampling_unusable_for_kl`."""
+    ways = ["sample with " + ", ".join(f"{name} {value:g}" for name, value in needed.items())]
+    if list(needed) == ["temperature"] and sampling.temperature > 0:
         ways.append(f"set spec.teacher_temperature to {sampling.temperature:g}")
-    ways += ["use a spec without KL (`ss_only`, `rlpr`, …)", "start the reward server with --teacher"]
+    ways += ["ask for a spec without KL such as `ss_only`", "start the reward server with --teacher"]
     detail = (
         f"the KL of `{preset}` cannot be taken from log-probs of this sampling, and the reward server hosts no teacher "
-        f"to compute others: {', or '.join(ways)}"
+        f"that could compute others: {', or '.join(ways)}"
     )
+    errors = [
+        FieldError(pointer=f"/{name}", detail=f"is {getattr(sampling, name):g}, the KL needs {value:g}")
+        for name, value in needed.items()
+    ]
     return InvalidRequest(detail, type="sampling_unusable_for_kl", errors=errors)

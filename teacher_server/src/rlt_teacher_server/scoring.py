@@ -22,12 +22,13 @@ from rlt_client.schemas.reward import (
     TeacherTokens,
     needs_distributions,
 )
-from rlt_teacher_server.kl import RewardAbilities, obstacles, refusal
+from rlt_teacher_server.kl import RewardAbilities, needed_changes, refusal
 
 __all__ = ["Scorer", "ScoringPlan"]
 
 REMEMBERED_S: Final = 30.0  # a reward server that was restarted with other models is noticed within this time
 UNKNOWN_S: Final = 5.0  # one that is down is asked again after this time
+SOON_S: Final = 1.0  # one that fails is asked again after this time: not for each of a thousand items that fail
 PATIENCE_S: Final = 2.0  # it answers in milliseconds; one that hangs holds up generation no longer
 OUTDATED: Final = {"kl_unavailable", "teacher_logprobs_unusable"}
 """Errors of items which say that the server is not what it was taken for."""
@@ -61,7 +62,7 @@ class Scorer:
     def __init__(self, client: AsyncRewardClient) -> None:
         self._client = client
         self._abilities: RewardAbilities | None = None
-        self._asked_again = 0.0
+        self._ask_at = 0.0
         self._asking = asyncio.Lock()
 
     async def plan(self, options: ExplainOptions) -> ScoringPlan:
@@ -78,11 +79,11 @@ class Scorer:
         wanted = spec if isinstance(spec, SpecRequest) else SpecRequest(preset=spec)
         abilities = await self._known_abilities()
         temperature = abilities.teacher_temperature(wanted) if abilities else None
-        errors = obstacles(options, temperature) if temperature is not None else []
-        if abilities is None or not errors:
+        needed = {} if temperature is None else needed_changes(options, temperature)
+        if abilities is None or not needed:
             return ScoringPlan(spec)
         if not abilities.hosts_teacher_for(wanted.preset):
-            raise refusal(wanted.preset, options, errors)
+            raise refusal(wanted.preset, options, needed)
         return ScoringPlan(spec, sends_logprobs=False, unusable_logprobs=True)
 
     async def score(self, item: RewardItem, *, spec: Preset | SpecRequest | None, format: Format) -> Score:
@@ -95,29 +96,25 @@ class Scorer:
             scored = await self._client.score_item(
                 item, spec=spec or Preset.rlt, format=format.name, priority=Priority.interactive
             )
-        except InvalidRequest:
-            self._forget()
-            raise
-        except APIError as error:  # a wrong key, an unknown format: between the two servers, not the caller's doing
-            self._forget()
-            return _failed("scorer_unavailable", "The reward server refused", str(error))
         except RLTError as error:
-            self._forget()
-            return _failed("scorer_unavailable", "The reward server does not answer", str(error))
+            self._ask_soon()
+            if isinstance(error, InvalidRequest):
+                raise
+            return _failed("scorer_unavailable", _title(error), str(error))
         if scored.format.hash != format.hash:
             detail = f"the reward server's {format.name!r} is {scored.format.hash}, this server's is {format.hash}"
             return _failed("format_mismatch", "The two servers' formats differ", detail)
         if scored.score.error is not None and scored.score.error.type in OUTDATED:
-            self._forget()
+            self._ask_soon()
         return scored.score
 
     async def _known_abilities(self) -> RewardAbilities | None:
-        """What the reward server can do, asked now and then; None where it does not say."""
+        """What the reward server can do, or could when it last said so; None if it never did."""
         async with self._asking:
-            if time.monotonic() >= self._asked_again:
-                self._abilities = await self._ask()
-                seconds = UNKNOWN_S if self._abilities is None else REMEMBERED_S
-                self._asked_again = time.monotonic() + seconds
+            if time.monotonic() >= self._ask_at:
+                answer = await self._ask()
+                self._ask_at = time.monotonic() + (UNKNOWN_S if answer is None else REMEMBERED_S)
+                self._abilities = answer or self._abilities
         return self._abilities
 
     async def _ask(self) -> RewardAbilities | None:
@@ -127,9 +124,14 @@ class Scorer:
         except (RLTError, TimeoutError):
             return None
 
-    def _forget(self) -> None:
-        if self._abilities is not None:
-            self._asked_again = 0.0
+    def _ask_soon(self) -> None:
+        """It may have been started anew."""
+        self._ask_at = min(self._ask_at, time.monotonic() + SOON_S)
+
+
+def _title(error: RLTError) -> str:
+    """A refusal here, such as a wrong key or an unknown format, is between the two servers, not the caller's doing."""
+    return "The reward server refused" if isinstance(error, APIError) else "The reward server does not answer"
 
 
 def _failed(type: str, title: str, detail: str) -> Score:
