@@ -96,7 +96,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
         """0 until the head of the answer is there."""
-        self._complete = False
+        self._complete = self._keeps = False
         self._parts: list[bytes] = []
 
     @property
@@ -105,7 +105,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self.open and self._complete and self._parser.should_keep_alive()
+        return self.open and self._complete and self._keeps
 
     def send(self, request: bytes) -> None:
         self._begin()
@@ -144,6 +144,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            if self._complete:
+                raise httptools.HttpParserError("more than was asked for")
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._failure = httpx.RemoteProtocolError(f"not HTTP: {error}")
@@ -165,7 +167,7 @@ class _Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete = True
+        self._complete, self._keeps = True, self._parser.should_keep_alive()
 
 
 class _Body(httpx.AsyncByteStream):
