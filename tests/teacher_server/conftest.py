@@ -75,3 +75,20 @@ def explain(teacher: httpx.Client, problem: dict[str, str]) -> Callable[..., dic
         return response.json()
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def conversation(problem: dict[str, str]) -> list[dict[str, Any]]:
+    """The usual problem as OpenAI's messages."""
+    return [{"role": "user", "content": problem["question"]}, {"role": "assistant", "content": problem["answer"]}]
+
+
+@pytest.fixture
+def chat(teacher: httpx.Client, conversation: list[dict[str, Any]]) -> Callable[..., httpx.Response]:
+    """`POST /v1/chat/completions` with the usual problem."""
+
+    def ask(**given: Any) -> httpx.Response:
+        body = {"model": "teacher", "messages": conversation, "max_tokens": 27} | given
+        return teacher.post("/v1/chat/completions", json=body)
+
+    return ask

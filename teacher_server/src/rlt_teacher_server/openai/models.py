@@ -37,7 +37,10 @@ def card(infos: Sequence[PolicyInfo], id: str) -> ModelCard:
 
 def _newest(infos: Sequence[PolicyInfo]) -> dict[str, PolicyInfo]:
     """What each name means."""
-    return {info.name: info for info in reversed(infos)}
+    newest: dict[str, PolicyInfo] = {}
+    for info in infos:
+        newest.setdefault(info.name, info)
+    return newest
 
 
 def _active(infos: Sequence[PolicyInfo]) -> PolicyInfo:
