@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlt_client.formats import Format, shipped_formats
 from rlt_client.prompts import teacher_prompt
 from rlt_teacher_server.engine.base import Engine, Sample, SampleRequest
-from rlt_teacher_server.engine.loading import make_engine
+from rlt_teacher_server.engine.loading import make_engines
 from rlt_teacher_server.model import TeacherModel, load_model
 from rlt_teacher_server.settings import Settings
 
@@ -56,7 +56,9 @@ def make(tiny_model: Path, policy: TeacherModel, prompt: list[int]) -> Callable[
 
     def from_address(address: str) -> Engine:
         settings = Settings(model=str(tiny_model), engine=address, format="mini", threads=1)
-        return make_engine(settings, policy, prompt)
+        addresses = {} if address == "transformers" else {"vllm": address}
+        [engine] = make_engines(settings, policy, prompt, addresses).values()
+        return engine
 
     return from_address
 

@@ -20,6 +20,7 @@ from rlt_service.app import create_app
 from rlt_service.formats import read_formats
 from rlt_service.health import Check
 from rlt_service.metrics import Metrics
+from rlt_service.paths import AllowedRoots
 from rlt_teacher_server.admission import Admission
 from rlt_teacher_server.metrics import TeacherMetrics
 from rlt_teacher_server.settings import Settings
@@ -40,6 +41,9 @@ def build(settings: Settings) -> FastAPI:
         FormatError: a format cannot be read.
     """
     from rlt_teacher_server.endpoints import router
+    from rlt_teacher_server.openai.endpoints import router as openai
+    from rlt_teacher_server.openai.errors import OpenAIErrors
+    from rlt_teacher_server.policy_endpoints import router as policies
 
     formats, own = read_formats(settings.formats, settings.format)
     metrics = Metrics()
@@ -59,12 +63,13 @@ def build(settings: Settings) -> FastAPI:
         title="rlt-teacher-server",
         version=version("rlt-teacher-server"),
         settings=settings,
-        routers=[router],
+        routers=[router, policies, openai],
         lifespan=lifespan,
         ready=ready,
         metrics=metrics,
         description="Explains how an answer follows from its question (arXiv 2506.08388).",
     )
+    app.add_middleware(OpenAIErrors)
     return app
 
 
@@ -78,30 +83,42 @@ async def _start(
 ) -> _Readiness:
     """Load and prove what this process itself has. An engine elsewhere may come later: `/readyz` waits for it."""
     from rlt_teacher_server.catalog import Catalog
-    from rlt_teacher_server.engine.base import FullWeights
-    from rlt_teacher_server.engine.loading import make_engine
-    from rlt_teacher_server.engine.pool import Engines
+    from rlt_teacher_server.engine.loading import engine_addresses, make_engines, pool_options
     from rlt_teacher_server.explain import ExplainService
     from rlt_teacher_server.generate import GenerateService
     from rlt_teacher_server.model import load_model
-    from rlt_teacher_server.policies.registry import Policies
+    from rlt_teacher_server.openai.service import ChatService
+    from rlt_teacher_server.policies.starting import serving
     from rlt_teacher_server.sampler import Sampler
 
     began = time.perf_counter()
     model = await asyncio.to_thread(load_model, settings.model)
     catalog = Catalog(formats, model.codec, default=settings.format, required=own)
     probe = _probe(model.codec, formats[settings.format])
-    engine = make_engine(settings, model, probe)
-    held = FullWeights(model.ref.revision, model.folder)
-    engines = await stack.enter_async_context(Engines({"engine": engine}, held, probe))
+    addresses = await stack.enter_async_context(engine_addresses(settings, model, probe))
+    engines = make_engines(settings, model, probe, addresses)
+    roots = AllowedRoots(settings.allowed_roots)
+    served = await stack.enter_async_context(
+        serving(
+            engines,
+            model,
+            probe,
+            roots=roots,
+            state=settings.policy_state,
+            metrics=metrics,
+            options=pool_options(settings),
+        )
+    )
     log.info("model loaded", extra={"model": model.ref.name, "seconds": round(time.perf_counter() - began, 2)})
     admission = Admission(settings.max_samples)
     metrics.watch(lambda: admission.inside)
-    sampler = Sampler(model, Policies(model, engines), engines, admission, metrics)
+    sampler = Sampler(model, served.policies, served.engines, admission, metrics)
     scorer = await _scorer(settings, stack)
     app.state.explainer = ExplainService(sampler, catalog, budget=settings.max_tokens, scorer=scorer)
+    app.state.chat = ChatService(app.state.explainer, catalog, sampler)
     app.state.generator = GenerateService(sampler, max_items=settings.max_samples)
-    return _Readiness(engines)
+    app.state.policies = served.host
+    return _Readiness(served.engines)
 
 
 def _probe(codec: TextCodec, format: Format) -> list[int]:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 KEPT: Final = 500  # lines: two tracebacks of two processes, one of which has the cause
 LONGEST: Final = 16_384  # bytes of a line that does not end: a progress bar, or rubbish
-PREFIX: Final = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[\S+\] )?")
+PREFIX: Final = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[\S+\] ?)?")
 REFUSED: Final = re.compile(r"^\S+(?: serve)?: error: (.+)")
 RAISED: Final = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
 UNKNOWN: Final = re.compile(r"unrecognized arguments?: (.+)")
