@@ -21,9 +21,10 @@ from reward_bench.shapes import QWEN_05B
 from reward_bench.workload import Workload
 from rlt_bench.measure import Record, interleaved, machine, ratio
 from rlt_bench.programs import started
-from rlt_local.engine import engine_command, engine_python
+from rlt_local.engine import engine_python
 from rlt_local.ports import free
 from rlt_reward_server.passes import Pass
+from rlt_teacher_server.launch.command import Address, Flags, command
 
 __all__ = ["run"]
 
@@ -34,6 +35,7 @@ ROUNDS: Final = 3
 START_S: Final = 300.0
 REQUEST_S: Final = 600.0
 NAME: Final = "student"
+CACHE_MIB: Final = 256  # 10,000 tokens of Qwen2.5-0.5B in float32; the workload has 5,000
 
 
 def run(command: str) -> Record:
@@ -67,9 +69,10 @@ def _ask(url: str, passes: Sequence[Pass]) -> None:
 @contextmanager
 def _vllm(model: Path) -> Iterator[str]:
     [port] = free()
-    threads = torch.get_num_threads()
-    python = engine_python(ROOT / ".engine")
-    command = engine_command(python, model, port, served_name=NAME, max_model_len=1024, threads=threads)
+    flags = Flags(
+        model, served_name=NAME, max_model_len=1024, cache_mib=CACHE_MIB, max_loras=0, threads=torch.get_num_threads()
+    )
+    argv, env = command(engine_python(ROOT / ".engine"), flags, Address(port=port))
     url = f"http://127.0.0.1:{port}"
-    with started("vLLM", command.argv, command.env, url, "/health", START_S):
+    with started("vLLM", argv, env, url, "/health", START_S):
         yield url

@@ -12,7 +12,7 @@ from rlt_local.ports import FIRST
 TRANSFORMERS = "transformers"
 """In the teacher server's own process: a tiny model is up in seconds."""
 VLLM = "vllm"
-"""A vLLM server on this machine's processor, from the environment that `make engine` made."""
+"""A vLLM server that the teacher server starts, from the environment that `make engine` made."""
 
 
 class StackOptions(BaseModel):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlt_local import databases
 from rlt_local.component import Component, file_ready, http_ready
-from rlt_local.engine import engine_command, engine_python
+from rlt_local.engine import engine_python
 from rlt_local.keys import StackKeys, prepare_keys
 from rlt_local.options import VLLM, StackOptions
 from rlt_local.ports import HOST, choose, free
@@ -43,7 +43,7 @@ def plan(
         PortTaken, DatabaseError, EngineMissing
     """
     site = Site(options, folder, choose(options.first_port), prepare_keys(folder))
-    components = [*site.databases(), *site.models(), *site.engine(), *site.servers(), *site.jobs()]
+    components = [*site.databases(), *site.models(), *site.servers(), *site.jobs()]
     record = StackRecord(
         pid=supervisor[0],
         pid_created=supervisor[1],
@@ -68,9 +68,7 @@ class Site:
         self._teacher = _model(options.teacher) if options.teacher else str(tiny)
         self._student = _model(options.student) if options.student else self._teacher
         self._postgres = databases.prepare_postgres(folder.root / "postgres")
-        valkey_port, self._engine_port = free(2)
-        self._engine_url = f"http://{HOST}:{self._engine_port}"
-        self._valkey = databases.prepare_valkey(folder.root / "valkey", valkey_port)
+        self._valkey = databases.prepare_valkey(folder.root / "valkey", *free())
 
     def databases(self) -> list[Component]:
         return [_database(self._postgres), _database(self._valkey)]
@@ -89,31 +87,22 @@ class Site:
 
     def _teacher_server(self) -> Component:
         settings = {
-            "engine": self._engine_url if self._options.engine == VLLM else self._options.engine,
+            **self._engine(),
             "model": self._teacher,
             "reward_url": self.urls["reward"],
             "reward_key": self._keys.tokens["teacher"],
         }
-        needs = self._model_tasks() + (("engine",) if self._options.engine == VLLM else ())
-        return self._server("teacher", "rlt_teacher_server", settings | self._formats(), needs)
+        return self._server("teacher", "rlt_teacher_server", settings | self._formats())
 
-    def engine(self) -> list[Component]:
-        """vLLM, where it is wanted and not somebody else's."""
+    def _engine(self) -> dict[str, str]:
+        """What the teacher server is told of its engine; it starts and ends a vLLM of its own itself."""
         if self._options.engine != VLLM:
-            return []
-        python = engine_python(self._options.engine_env.absolute())
-        command = engine_command(
-            python, Path(self._teacher), self._engine_port, cache_mib=self._options.engine_cache_mib
-        )
-        return [
-            Component(
-                name="engine",
-                argv=command.argv,
-                env=COMMON_ENV | command.env,
-                needs=self._model_tasks(),
-                ready=http_ready(f"{self._engine_url}/health"),  # the teacher's /readyz then asks it for a token
-            )
-        ]
+            return {"engine": self._options.engine}
+        return {
+            "engine": "launch",
+            "engine_python": str(engine_python(self._options.engine_env.absolute())),
+            "engine_memory_mib": str(self._options.engine_cache_mib),
+        }
 
     def jobs(self) -> list[Component]:
         """The service's programs share their settings."""
@@ -159,14 +148,12 @@ class Site:
         folder = str(self._options.formats.absolute()) if self._options.formats else ""
         return {"format": self._options.prompt_format, "formats": folder}
 
-    def _server(
-        self, name: str, module: str, settings: dict[str, str], needs: tuple[str, ...] | None = None
-    ) -> Component:
+    def _server(self, name: str, module: str, settings: dict[str, str]) -> Component:
         return Component(
             name=name,
             argv=(sys.executable, "-m", module),
             env=COMMON_ENV | _variables(name, self._common(name) | settings),
-            needs=self._model_tasks() if needs is None else needs,
+            needs=self._model_tasks(),
             ready=http_ready(f"{self.urls[name]}/readyz"),
             url=self.urls[name],
         )
