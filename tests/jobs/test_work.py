@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from rlt_client.errors import APIError, InternalError, InvalidRequest, NotFound, Overloaded, Unauthorized, Unavailable
 from rlt_client.schemas.builds import BuildState, ShardState
 from rlt_client.schemas.common import FieldError, GenStatus, ScoreStatus
-from rlt_client.schemas.explain import ExplainRequest
+from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
 from rlt_client.schemas.reward import RewardItem, RewardRequest
 from rlt_jobs.builds import lifecycle
 from rlt_jobs.builds.models import Build, Sample, Score, Scorer, Shard
@@ -85,6 +85,31 @@ async def test_the_teachers_log_probs_ride_along_and_are_kept_only_if_asked(
         assert (trace["token_ids"] is not None, trace["logprobs"] is not None) == (keep, keep)
         if keep:
             assert trace["token_ids"] == item.teacher.token_ids
+
+
+async def test_a_sample_without_a_text_is_kept_and_scored_as_it_was_emitted(
+    services: Services, make_build: Any, platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was cut off, or that spells a tag: the teacher says what it emitted and calls nothing an explanation."""
+    explain = platform.explain
+
+    def cut_off(request: ExplainRequest) -> ExplainResponse:
+        reply: ExplainResponse = explain(request)
+        (made,) = reply.explanations
+        unclosed = {"text": None, "completion": "so far", "gen_status": GenStatus.truncated}
+        return reply.model_copy(update={"explanations": [made.model_copy(update=unclosed)]})
+
+    monkeypatch.setattr(platform, "explain", cut_off)
+    build_id = await make_build(problems=1, n=1)
+    shard = await run(services, build_id)
+    (row,) = (await samples(services.database, build_id)).values()
+    async with services.database.begin() as session:
+        uri = await session.scalar(select(File.uri).where(File.id == row.file_id)) or ""
+    trace = Traces(services.store).read([(uri, row.row or 0)])[uri, row.row or 0]
+    assert (trace["explanation"], trace["completion"]) == (None, "so far")
+    (item,) = [i for r in platform.requests if isinstance(r, RewardRequest) for i in r.items]
+    assert (item.completion, item.explanation) == ("so far", None)
+    assert (shard.truncated, shard.complete, shard.scored) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(

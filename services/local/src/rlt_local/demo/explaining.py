@@ -54,7 +54,10 @@ def _ranking(response: ExplainResponse) -> Table:
             Text(nats(each.score.reward if each.score else None), style="bold"),
             nats(parts.r_ss if parts else None),
             nats(parts.r_kl if parts else None),
-            Text((each.text or "").strip() + ("" if each.gen_status == "complete" else f"  [{each.gen_status}]")),
+            Text(
+                (each.text or each.completion or "").strip()
+                + ("" if each.gen_status == "complete" else f"  [{each.gen_status}]")
+            ),
         )
     return rows
 
