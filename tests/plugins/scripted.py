@@ -52,6 +52,7 @@ class Asked:
     place: int
     policy: str | None
     request: SampleRequest
+    prompt: str
 
 
 def _place(request: SampleRequest) -> int:
@@ -112,7 +113,7 @@ class Scene:
         self, request: SampleRequest, policy: str, watch: Watch | None, restarted: Callable[[], None] | None
     ) -> Sample:
         check(request, await self.limits())
-        sample = Asked(_place(request), policy, request)
+        sample = Asked(_place(request), policy, request, self.model.codec.decode(request.prompt_token_ids))
         self.asked.append(sample)
         with self._inside(sample):
             if (until := self.restarts.pop(sample.place, None)) is not None:

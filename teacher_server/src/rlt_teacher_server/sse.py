@@ -28,7 +28,8 @@ def _documented() -> dict[str, Any]:
     events = {name: schema["$defs"][ref.rpartition("/")[2]] for name, ref in schema["discriminator"]["mapping"].items()}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"oneOf": [*events.values()]}}
     properties = {"event": {"type": "string", "enum": [*events]}, "data": data}
-    return {"type": "object", "required": ["event", "data"], "properties": properties}
+    shape = {"type": "object", "required": ["event", "data"], "properties": properties}
+    return shape | {"description": schema["description"]}
 
 
 EXPLAIN_STREAM: Final[dict[int | str, dict[str, Any]]] = {

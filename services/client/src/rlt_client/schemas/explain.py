@@ -132,9 +132,11 @@ class ExplainRequest(ExplainOptions):
 
 
 class BatchProblem(Request):
+    """One of many. A text that is empty or cannot be tokenised is this problem's error, not the request's."""
+
     id: str | None = Field(default=None, max_length=256, description="returned as it is")
-    question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    question: str
+    answer: str
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="as /explain's; if left out it follows from the batch's and the place"
     )
@@ -196,7 +198,9 @@ class PolicySummary(Reply):
     mean_reward: float | None = Field(description="over scored ones; null without any")
     best_reward: float | None = None
     best: int | None = Field(description="`index` of its best explanation")
-    wins: int = Field(default=0, description="seeds at which its reward was the highest")
+    wins: int = Field(
+        default=0, description="seeds at which every policy has a reward and its own is higher than all others"
+    )
 
 
 class ExplainResponse(Reply):
@@ -285,5 +289,17 @@ class Failed(Reply):
     problem: Problem
 
 
-ExplainEvent = Annotated[Started | Delta | Restarted | Finished | Scored | Done | Failed, Field(discriminator="event")]
+ExplainEvent = Annotated[
+    Started | Delta | Restarted | Finished | Scored | Done | Failed,
+    Field(
+        discriminator="event",
+        description="`started` comes first and `done` or `failed` last, each once. Each sample has its own `delta`s, "
+        "then `finished`, then `scored` where a score is asked for (not of one that is going to be dropped anyway); "
+        "events of different samples come in any order among each other. After `restarted` a sample begins anew. The "
+        "texts of a sample's deltas since then join to the `text` of its `finished` explanation, if it is complete, "
+        "and their `tokens` add up to what it sampled. The first token of a sample comes at once, more at most every "
+        "50 ms, joined; a client that reads slowly gets longer deltas. Comments (lines that begin with a colon) keep "
+        "silent connections open.",
+    ),
+]
 """Server-sent events of a streamed `/explain`: the `event:` line has the name, `data:` this object."""
