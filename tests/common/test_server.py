@@ -45,6 +45,13 @@ async def slow(seconds: float) -> str:
 async def lifespan(app):
     if mode == "no model": raise ModelNotFound("no such model folder: /models/x")
     if mode == "bug": raise ValueError("a bug")
+    if mode == "slow":
+        try:
+            print("loading", flush=True)
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            print("let go", flush=True)
     yield
     print("cleaned up", flush=True)
 async def ready(): return {{"loop": Check(ok=True)}}
@@ -168,6 +175,20 @@ def test_a_bug_at_start_leaves_its_traceback() -> None:
     done = run("--port", "0", mode="bug")
     assert done.returncode == 3
     assert "ValueError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_takes_long_is_broken_off(sign: signal.Signals) -> None:
+    process = subprocess.Popen(
+        command("--port", "0", mode="slow"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(sign)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (128 + sign, "let go\n")
+    assert "Traceback" not in errors
+    assert '"level": "error"' not in errors
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])

@@ -1,10 +1,12 @@
 """How a server ends. From SIGTERM on new requests are refused with 503 `stopping`, so that a client or a load balancer
 goes elsewhere at once instead of finding a closed port; requests under way are finished and answered; then the process
-ends. Ctrl-C closes the port first."""
+ends. Ctrl-C closes the port first. A start that still goes on, which may take half an hour, is broken off by either."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import time
 from types import FrameType
 from typing import Final
@@ -56,8 +58,19 @@ class DrainingServer(uvicorn.Server):
         self._app = app
         self._grace = grace
         self._deadline = 0.0
+        self._starting: asyncio.Task[object] | None = None
+        self.signalled = 0
+        """The signal that broke the start off."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._starting = asyncio.current_task()
+        await super().startup(sockets)
+        self._starting = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._starting is not None:
+            self.signalled = sig
+            self._starting.get_loop().call_soon_threadsafe(self._starting.cancel)  # a handler runs between two lines
         if sig != signal.SIGTERM or not self.started or self._app.closing:
             super().handle_exit(sig, frame)
             return

@@ -10,6 +10,7 @@ mend (a port in use, no keys for a wide address, a model that is not there); 3 w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -72,6 +73,8 @@ def _run(app_factory: Callable[[], FastAPI], settings: ServerSettings) -> int:
         except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again, after a graceful end
             if not server.started and startup.error is None:
                 raise
+        except asyncio.CancelledError:  # a signal broke the start off
+            raise SystemExit(128 + server.signalled) from None
     if isinstance(startup.error, RLTError):
         raise startup.error
     return 0 if startup.error is None else 3
@@ -168,6 +171,10 @@ class Startup:
 
         try:
             await self.app(scope, receive, hold_back)
+        except asyncio.CancelledError:  # by a signal: nothing that needs a traceback
+            if not failures:
+                raise
+            await send({"type": "lifespan.startup.failed", "message": ""})
         except Exception as error:
             if not failures:  # it failed later, at shutdown
                 raise
