@@ -6,19 +6,14 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlt_client.prompts import TextCodec
 from rlt_teacher_server.engine.base import Engine, FullWeights
 from rlt_teacher_server.engine.pool import PoolOptions
 from rlt_teacher_server.launch.command import Flags
 from rlt_teacher_server.launch.launcher import Launch, launched
-from rlt_teacher_server.model import TeacherModel, UnusableModel
+from rlt_teacher_server.model import TeacherModel
 from rlt_teacher_server.settings import IN_PROCESS, LAUNCH, Settings
-
-if TYPE_CHECKING:
-    from rlt_teacher_server.engine.decoding import Decoder
 
 __all__ = ["engine_addresses", "make_engines", "pool_options"]
 
@@ -106,45 +101,13 @@ def _remote(address: str, settings: Settings, model: TeacherModel, probe: list[i
 
 def _embedded(settings: Settings, model: TeacherModel) -> Engine:
     from rlt_teacher_server.engine.transformers import TransformersEngine
+    from rlt_teacher_server.engine.weights import Loader
 
     return TransformersEngine(
-        lambda: _decoder(settings, model.folder, model.codec),
+        Loader(model.codec.decode, dtype=settings.dtype, device=settings.device, threads=settings.threads),
+        FullWeights(model.ref.revision, model.folder),
         max_model_len=model.max_positions or UNBOUNDED,
         eos_token_ids=model.eos_token_ids,
         batch_tokens=settings.batch_tokens,
         window=settings.batch_window_ms / 1e3,
     )
-
-
-def _decoder(settings: Settings, folder: Path, codec: TextCodec) -> Decoder:
-    """Raises `UnusableModel`."""
-    import torch
-
-    from rlt_teacher_server.engine.decoding import Decoder
-
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return Decoder(_weights(folder, settings), codec.decode)
-
-
-def _weights(folder: Path, settings: Settings) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=settings.dtype, local_files_only=True, output_loading_info=True
-        )
-        model, found = loaded
-        model.to(_device(settings.device)).eval()
-    except Exception as error:  # broken files, unknown architectures, too little memory: transformers has no base class
-        raise UnusableModel(f"{folder}: the model cannot be loaded: {str(error).splitlines()[:1]}") from error
-    wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
-    if wrong:  # transformers fills these with random numbers and only warns
-        raise UnusableModel(f"{folder}: weights are missing or of another shape: {', '.join(wrong[:5])}")
-    return model
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import time
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Server:
             await self._until_ready(child)
         except LaunchFailed:
             child.kill()
+            await child.ended()
             raise
         ready = not child.exit.done()
         if ready and not self.up.done():
@@ -108,11 +110,9 @@ class Server:
 
     async def _spawn(self) -> Child:
         self._planned.socket.unlink(missing_ok=True)
-        ours = {name for name in os.environ if name.startswith("RLT_")}  # keys among them: none of its business
-        inherited = {name: value for name, value in os.environ.items() if name not in ours}
         argv, env = self._planned.command
-        log.info("starting an engine", extra={"engine": self._planned.name, "command": " ".join(argv)})
-        return await self._children.spawn(argv, env=inherited | env, cwd=self._planned.socket.parent)
+        log.info("starting an engine", extra={"engine": self._planned.name, "command": shlex.join(argv)})
+        return await self._children.spawn(argv, env=_inherited() | env, cwd=self._planned.socket.parent)
 
     async def _until_ready(self, child: Child) -> None:
         """Until it gave a token or ended. Raises `LaunchFailed` if it refuses to give one, or is late."""
@@ -137,3 +137,10 @@ class Server:
         if answer.is_client_error:
             raise LaunchFailed(f"refused the first request: {answer.text[:500]}")
         return answer.is_success
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without our settings, keys among them, and without a key that vLLM would ask us for."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("RLT_") and name != "VLLM_API_KEY"
+    }
