@@ -78,3 +78,14 @@ def test_the_first_root_that_has_it(root: Path, tmp_path: Path) -> None:
     roots = AllowedRoots([tmp_path / "secret", root])
     assert roots.resolve("tiny") == root / "tiny"
     assert roots.resolve("nowhere") == tmp_path / "secret" / "nowhere"
+
+
+def test_what_lies_in_a_folder(root: Path, tmp_path: Path) -> None:
+    roots = AllowedRoots([root])
+    (root / "tiny" / "weights").symlink_to(root / "shared")
+    (root / "tiny" / "folder").mkdir()
+    assert roots.contain(root / "tiny") == root / "tiny"
+    assert roots.contain(root / "nowhere") == root / "nowhere"
+    (root / "tiny" / "config").symlink_to(tmp_path / "secret" / "config")
+    with pytest.raises(InvalidRequest, match="path_not_allowed"):
+        roots.contain(root / "tiny")

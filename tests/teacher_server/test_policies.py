@@ -548,11 +548,13 @@ async def test_an_adapter_whose_folder_changed_is_not_given_to_an_engine_that_is
         await eventually(lambda: any(info.detail for info in served.policies.infos()))
         error = await refused(held_by(served), Conflict, "policy_not_loaded")
         assert "no longer" in error.detail
+        assert "no longer" in served.policies.lacking()
         await eventually(lambda: served.engines.figures()[0].up)
         assert await held_by(served, "base") == base
         assert await held_by(served, "two")
         await served.host.activate("two")
         assert await held_by(served)
+        assert served.policies.lacking() is None
 
 
 async def test_a_caller_who_hangs_up_leaves_no_half_state(world):

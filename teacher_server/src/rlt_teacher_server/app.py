@@ -26,7 +26,7 @@ from rlt_teacher_server.metrics import TeacherMetrics
 from rlt_teacher_server.settings import Settings
 
 if TYPE_CHECKING:
-    from rlt_teacher_server.engine.pool import Engines
+    from rlt_teacher_server.policies.starting import Serving
     from rlt_teacher_server.scoring import Scorer
 
 __all__ = ["build"]
@@ -81,44 +81,55 @@ async def _start(
     own: set[str],
     metrics: TeacherMetrics,
 ) -> _Readiness:
-    """Load and prove what this process itself has. An engine elsewhere may come later: `/readyz` waits for it."""
+    """Load and prove what this process itself has, and the engines that it starts. An engine elsewhere may come later:
+    `/readyz` waits for it. What was opened last is closed first: the policies, the pool, the engines' processes."""
     from rlt_teacher_server.catalog import Catalog
-    from rlt_teacher_server.engine.loading import engine_addresses, make_engines, pool_options
     from rlt_teacher_server.explain import ExplainService
     from rlt_teacher_server.generate import GenerateService
     from rlt_teacher_server.model import load_model
     from rlt_teacher_server.openai.service import ChatService
-    from rlt_teacher_server.policies.starting import serving
-    from rlt_teacher_server.sampler import Sampler
 
     began = time.perf_counter()
     model = await asyncio.to_thread(load_model, settings.model)
     catalog = Catalog(formats, model.codec, default=settings.format, required=own)
-    probe = _probe(model.codec, formats[settings.format])
-    addresses = await stack.enter_async_context(engine_addresses(settings, model, probe))
-    engines = make_engines(settings, model, probe, addresses)
-    roots = AllowedRoots(settings.allowed_roots)
-    served = await stack.enter_async_context(
-        serving(
-            engines,
-            model,
-            probe,
-            roots=roots,
-            state=settings.policy_state,
-            metrics=metrics,
-            options=pool_options(settings),
-        )
-    )
+    served = await _serving(settings, stack, model, _probe(model.codec, formats[settings.format]), metrics)
     log.info("model loaded", extra={"model": model.ref.name, "seconds": round(time.perf_counter() - began, 2)})
-    admission = Admission(settings.max_samples)
-    metrics.watch(lambda: admission.inside)
-    sampler = Sampler(model, served.policies, served.engines, admission, metrics)
+    sampler = _sampler(settings, model, served, metrics)
     scorer = await _scorer(settings, stack)
     app.state.explainer = ExplainService(sampler, catalog, budget=settings.max_tokens, scorer=scorer)
     app.state.chat = ChatService(app.state.explainer, catalog, sampler)
     app.state.generator = GenerateService(sampler, max_items=settings.max_samples)
     app.state.policies = served.host
     return _Readiness(served.engines)
+
+
+async def _serving(
+    settings: Settings, stack: AsyncExitStack, model: TeacherModel, probe: list[int], metrics: TeacherMetrics
+) -> Serving:
+    """The engines, and the policies in them."""
+    from rlt_teacher_server.engine.loading import engine_addresses, make_engines, pool_options
+    from rlt_teacher_server.policies.starting import serving
+
+    addresses = await stack.enter_async_context(engine_addresses(settings, model, probe))
+    return await stack.enter_async_context(
+        serving(
+            make_engines(settings, model, probe, addresses),
+            model,
+            probe,
+            roots=AllowedRoots(settings.allowed_roots),
+            state=settings.policy_state,
+            metrics=metrics,
+            options=pool_options(settings),
+        )
+    )
+
+
+def _sampler(settings: Settings, model: TeacherModel, served: Serving, metrics: TeacherMetrics) -> Sampler:
+    from rlt_teacher_server.sampler import Sampler
+
+    admission = Admission(settings.max_samples)
+    metrics.watch(lambda: admission.inside)
+    return Sampler(model, served.policies, served.engines, admission, metrics)
 
 
 def _probe(codec: TextCodec, format: Format) -> list[int]:
@@ -137,14 +148,15 @@ async def _scorer(settings: Settings, stack: AsyncExitStack) -> Scorer | None:
 
 
 class _Readiness:
-    """Ready is an engine that produces a token with its log-prob; while it is busy with requests it has to get on."""
+    """Ready is an engine that produces a token with its log-prob, busy or not, and that holds the active policy."""
 
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
+    def __init__(self, served: Serving) -> None:
+        self._served = served
 
     async def checks(self) -> Mapping[str, Check]:
         try:
-            await self._engines.ready()
+            await self._served.engines.ready()
         except Unavailable as error:
             return {"engine": Check(ok=False, detail=str(error))}
-        return {"engine": Check(ok=True)}
+        lacking = self._served.policies.lacking()
+        return {"engine": Check(ok=True), "policy": Check(ok=lacking is None, detail=lacking)}

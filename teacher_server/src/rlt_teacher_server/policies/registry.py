@@ -211,6 +211,13 @@ class Policies:
 
     # For people
 
+    def lacking(self) -> str | None:
+        """Why requests that name no policy cannot be served."""
+        active = self.book.active
+        if active.stay is not None:
+            return None
+        return f"{active.ref.name} is active: {active.detail or 'it is being loaded'}"
+
     def infos(self) -> list[PolicyInfo]:
         """Every version, the newest first; then those that are forgotten but still used."""
         known = list(reversed(self.book.versions))
