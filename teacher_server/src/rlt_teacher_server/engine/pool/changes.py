@@ -179,6 +179,7 @@ class Changes:
             await self._reconciler.exchange(replica, target)
         except Exception as error:
             replica.out(error)
+            replica.wake()
             await self._fleet.bell.until(lambda: replica.attempts > attempts, self._fleet.options.load_s)
             if isinstance(error, TimeoutError):
                 raise replica.unavailable() from error

@@ -73,7 +73,11 @@ class Fleet:
         return self.open_to(held) or serving
 
     def pick(self, able: Sequence[Replica]) -> Replica:
-        """The one with the least to do; of equal ones by their own gauges, then the one that was picked longest ago."""
+        """The one with the fewest samples; of equal ones by their own gauges, then the one that was picked longest ago.
+
+        To weigh samples by their budgets was no better in a simulation with budgets of 64 to 8192 tokens: few samples
+        use theirs up.
+        """
         least = min(able, key=_load)
         least.picked = next(self._picks)
         return least
@@ -101,10 +105,8 @@ class Fleet:
     def down(self) -> Unavailable:
         """Why nobody can be served."""
         out = [replica for replica in self.replicas if not replica.serving]
-        said = "; ".join(f"{replica.name}: {replica.info().detail}" for replica in out)
-        detail = (
-            f"no engine is up: {said}" if len(out) == len(self.replicas) else f"no engine holds this policy: {said}"
-        )
+        what = "is up" if len(out) == len(self.replicas) else "that is up holds this policy"
+        detail = "; ".join([f"no engine {what}", *(f"{replica.name}: {replica.info().detail}" for replica in out)])
         troubles = {replica.trouble for replica in out}
         return Unavailable(detail, type=troubles.pop() if len(troubles) == 1 else DOWN, retry_after=1.0)
 

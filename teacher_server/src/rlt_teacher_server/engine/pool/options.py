@@ -20,8 +20,9 @@ class PoolOptions:
     billion weights takes from a local disk."""
     load_s: float = 900.0
     """For an engine to load an adapter or full weights: a hundred gigabytes over a network."""
-    prove_s: float = 60.0
-    """For an engine to connect, and for one token of it: it may compile first, and its queue may be long."""
+    prove_s: float = 120.0
+    """For an engine to connect, and for one token of it: vLLM takes up to a minute to tell its settings the first time,
+    and its queue may be long."""
     proof_s: float = 30.0
     """That one token, or any sample, proves an idle engine. Orchestrators ask every few seconds."""
     check_s: float = 1.0

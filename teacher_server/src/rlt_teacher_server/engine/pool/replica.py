@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from enum import Enum
@@ -26,6 +27,8 @@ class State(Enum):
     leaving = "it takes no new requests: it gets other weights when those inside have ended"
     changing = "it is being given other weights"
 
+
+log = logging.getLogger(__name__)
 
 DOWN: Final = "engine_down"
 SERVING: Final = (State.up, State.leaving)
@@ -127,6 +130,8 @@ class Replica:
         if not self.serving or life != self.life:
             return False
         self.out(error)
+        self.wake()
+        log.warning("an engine is out", extra={"engine": self.name, "detail": self.detail})
         self._events.engine_failed(self.name)
         return True
 
@@ -136,7 +141,6 @@ class Replica:
         self.detail = why if isinstance(why, str) else _words(why)
         self.queue.forget()
         self.to(State.down)
-        self.wake()
 
     def enter(self, target: Target) -> None:
         """In service, holding what is wanted."""

@@ -11,7 +11,7 @@ from rlt_teacher_server.engine.base import Sample, SampleRequest, Watch
 from rlt_teacher_server.engine.pool import pressure
 from rlt_teacher_server.engine.pool.fleet import Fleet
 from rlt_teacher_server.engine.pool.held import Held, PolicyReplaced
-from rlt_teacher_server.engine.pool.replica import Replica
+from rlt_teacher_server.engine.pool.replica import Replica, State
 from rlt_teacher_server.errors import Reason, item_error
 
 __all__ = ["Group", "Session", "open_session", "revive"]
@@ -120,7 +120,7 @@ async def _wait(fleet: Fleet, held: Held) -> None:
 
 async def revive(fleet: Fleet, enough: Callable[[], bool]) -> None:
     """Look once more at every engine that is out, and wait for it a moment, or until it is enough."""
-    before = {replica: replica.attempts for replica in fleet.replicas if not replica.serving}
+    before = {replica: replica.attempts for replica in fleet.replicas if replica.state in (State.down, State.coming)}
     for replica in before:
         replica.wake()
     await fleet.bell.until(

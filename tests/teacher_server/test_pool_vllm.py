@@ -1,0 +1,152 @@
+"""Two real vLLM servers as one: the death of either in mid-generation, and its return."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from plugins.fake_engine import eventually
+
+from rlt_client.prompts import teacher_prompt
+from rlt_local.ports import free
+from rlt_teacher_server.engine.base import Adapter, FullWeights, SampleRequest
+from rlt_teacher_server.engine.pool import Engines, Held, PoolOptions
+from rlt_teacher_server.engine.vllm import VLLMEngine
+from rlt_teacher_server.model import load_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(900)]  # vLLM is started three times
+
+BACK_S = 60.0  # the pool looks at least every five seconds; the engine then reads a model and an adapter
+SAMPLES = 8
+TOKENS = 200
+
+
+@dataclass
+class Pair:
+    """Two servers, by port."""
+
+    engines: dict[str, VLLMEngine]
+    ports: dict[str, int]
+    prompt: list[int]
+
+    def asked(self, seed: int) -> SampleRequest:
+        """So hot that it ends by itself after some eighty tokens."""
+        return SampleRequest(self.prompt, max_tokens=TOKENS, seed=seed, temperature=1.9)
+
+    def kill(self, name: str) -> None:
+        """All of its processes, at once."""
+        flag = f"--port {self.ports[name]}"
+        lines = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
+        for process in [process for process, line in lines if flag in line]:
+            for each in (*process.children(recursive=True), process):
+                os.kill(each.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def vllm_thread():
+    """Where servers are started: the kernel ends them with the thread that started them."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
+
+
+@pytest.fixture
+def model(tiny_model):
+    return load_model(str(tiny_model))
+
+
+@pytest.fixture
+def base(model):
+    return FullWeights(model.ref.revision, model.folder)
+
+
+@pytest.fixture
+def pair(model, base, mini):
+    ports = dict(zip("ab", free(2), strict=True))
+    probe = model.codec.encode(teacher_prompt(model.codec, mini, mini.probe.question, mini.probe.answer)).ids
+    engines = {
+        name: VLLMEngine(f"http://127.0.0.1:{port}", probe=probe, weights=base, eos_token_ids=model.eos_token_ids)
+        for name, port in ports.items()
+    }
+    return Pair(engines, ports, probe)
+
+
+async def test_a_dead_engine_s_samples_are_delivered_by_the_other_and_it_comes_back(
+    pair, base, start_vllm, vllm_thread, other_model, tiny_adapter
+):
+    adapter = Adapter("run@1-x", "other+1", tiny_adapter(3))
+    new = FullWeights("other", other_model)
+    policies = [Held(new), Held(new, adapter)]
+    loop = asyncio.get_running_loop()
+    with ExitStack() as servers:
+        begin = lambda name: servers.enter_context(start_vllm(pair.ports[name]))  # noqa: E731
+        await asyncio.gather(*(loop.run_in_executor(vllm_thread, begin, name) for name in "ab"))
+        try:
+            async with Engines(pair.engines, base, pair.prompt, options=PoolOptions(max_waiting=64)) as pool:
+                await pool.replace(new, lambda: None)
+                await pool.add(adapter)
+                alone = [await sampled(pool, pair, held) for held in policies]
+                assert alone[0] != alone[1]
+
+                together, events = await interrupted(pool, pair, policies)
+                assert [ids for ids, _ in together] == [*alone[0], *alone[1]]
+                assert 0 < events["restarted"] <= SAMPLES  # some may have ended just before
+                assert [info.up for info in pool.figures()].count(True) == 1
+
+                dead = next(info.name for info in pool.figures() if not info.up)
+                starting = loop.run_in_executor(vllm_thread, begin, dead)
+                while not starting.done():  # the other one serves meanwhile
+                    assert await sampled(pool, pair, policies[1]) == alone[1]
+                await starting
+                await eventually(lambda: all(info.up for info in pool.figures()), BACK_S)
+                assert await pair.engines[dead].holds() == new
+                assert adapter.name in await pair.engines[dead].adapters()
+                for name in pair.engines:
+                    request = pair.asked(0)
+                    assert (await pair.engines[name].sample(request)).token_ids == alone[0][0]
+        finally:
+            await loop.run_in_executor(vllm_thread, servers.close)
+
+
+async def sampled(pool, pair, held):
+    async with pool.session(held) as session:
+        group = session.group()
+        samples = await asyncio.gather(*(group.sample(pair.asked(seed)) for seed in range(SAMPLES)))
+        return [sample.token_ids for sample in samples]
+
+
+async def interrupted(pool, pair, policies):
+    """A question for each policy, each in an engine of its own; one engine is killed while both write."""
+    events, told = Counter(), {}
+
+    async def sample(group, place, seed):
+        def watch(ids):
+            events["tokens"] += len(ids)
+            told[place, seed] = [*told.get((place, seed), []), *ids]
+
+        def restarted():
+            events["restarted"] += 1
+            told.pop((place, seed), None)
+
+        done = await group.sample(pair.asked(seed), watch, restarted)
+        assert told[place, seed] == done.token_ids  # what a stream showed is what was delivered
+        return done.token_ids, (place, seed)
+
+    async with pool.session(policies[0]) as first, pool.session(policies[1], beside=first) as second:
+        groups = [first.group(), second.group()]
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(sample(group, place, seed))
+                for place, group in enumerate(groups)
+                for seed in range(SAMPLES)
+            ]
+            await eventually(lambda: len(told) == 2 * SAMPLES, 60)
+            assert all(info.samples for info in pool.figures())
+            pair.kill("a")
+        return [task.result() for task in asked], events
