@@ -157,7 +157,7 @@ class FakeVLLM:
         if "cache_salt" not in body:
             used = self.cached = self.cached or self.weights
         temperature = 1.0 if self.raw or body["temperature"] == 0 else body["temperature"]
-        scaled = {token: value * (1 + len(used) / 100) / temperature for token, value in LOGITS.items()}
+        scaled = {token: value * (1 + sum(map(ord, used)) % 10 / 100) / temperature for token, value in LOGITS.items()}
         total = math.log(sum(map(math.exp, scaled.values())))
         logprobs = {token: value - total for token, value in scaled.items()}
         return {
