@@ -26,7 +26,9 @@ from rlt_teacher_server.metrics import TeacherMetrics
 from rlt_teacher_server.settings import Settings
 
 if TYPE_CHECKING:
+    from rlt_teacher_server.model import TeacherModel
     from rlt_teacher_server.policies.starting import Serving
+    from rlt_teacher_server.sampler import Sampler
     from rlt_teacher_server.scoring import Scorer
 
 __all__ = ["build"]
@@ -100,7 +102,7 @@ async def _start(
     app.state.chat = ChatService(app.state.explainer, catalog, sampler)
     app.state.generator = GenerateService(sampler, max_items=settings.max_samples)
     app.state.policies = served.host
-    return _Readiness(served.engines)
+    return _Readiness(served)
 
 
 async def _serving(

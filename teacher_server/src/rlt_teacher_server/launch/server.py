@@ -141,6 +141,4 @@ class Server:
 
 def _inherited() -> dict[str, str]:
     """Our environment without our settings, keys among them, and without a key that vLLM would ask us for."""
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith("RLT_") and name != "VLLM_API_KEY"
-    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("RLT_") and name != "VLLM_API_KEY"}
