@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,41 +15,10 @@ from typer.testing import CliRunner
 from rlt_client.cli import app as app_module
 from rlt_client.cli import choices
 from rlt_client.cli.app import add_plugin, make_app
-from rlt_client.cli.output import console
 from rlt_client.schemas import builds, explain, models, reward
 from rlt_client.testing import FakePlatform
 
 RLT = Path(sys.executable).with_name("rlt")
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def rlt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """The command in this process (its start is tested apart), with nothing of the caller's settings."""
-    for name in [name for name in os.environ if name.startswith("RLT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> Done:
-        console.cache_clear()
-        monkeypatch.setattr("sys.argv", ["rlt", *arguments])
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with monkeypatch.context() as patch:
-            for name, value in (env or {}).items():
-                patch.setenv(name, value)
-            with pytest.raises(SystemExit) as ended:
-                app_module.run()
-        code = ended.value.code
-        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
