@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 
 from rlt_client.cli import live, output
 from rlt_client.cli.explained import show
-from rlt_client.errors import NotFound, Overloaded
+from rlt_client.errors import APIError, NotFound, Overloaded
 from rlt_client.schemas.common import FormatRef, GenStatus, ModelRef, Problem
 from rlt_client.schemas.explain import (
     Delta,
@@ -134,21 +135,26 @@ def test_options_that_do_not_fit(rlt, served: dict[str, str], options: tuple[str
 
 @pytest.mark.parametrize("how", [(), ("--stream",)])
 def test_a_refusal_is_a_line(rlt, how: tuple[str, ...]) -> None:
-    refuse: Any = lambda request: (
-        None if request.method == "GET" else NotFound("no such policy", type="policy_not_found")
-    )  # noqa: E731
-    with FakePlatform(refuse=refuse).serve() as url:
+    with FakePlatform(refuse=once(NotFound("no such policy", type="policy_not_found"))).serve() as url:
         done = rlt("explain", "q", "a", *how, env={"RLT_TEACHER_URL": url})
     assert done.returncode == 1
     assert done.stderr == "rlt: error: policy_not_found: no such policy\n"
 
 
 def test_overloaded_is_asked_again(rlt) -> None:
-    refusals = iter([Overloaded("full", retry_after=0.01)])
-    refuse: Any = lambda request: None if request.method == "GET" else next(refusals, None)  # noqa: E731
-    with FakePlatform(refuse=refuse).serve() as url:
+    with FakePlatform(refuse=once(Overloaded("full", retry_after=0.01))).serve() as url:
         done = rlt("explain", "q", "a", "--stream", env={"RLT_TEACHER_URL": url})
     assert done.returncode == 0, done.stderr
+
+
+def once(error: APIError) -> Callable[[httpx.Request], APIError | None]:
+    """Refuse the first request that is more than a sign of life."""
+    errors = [error]
+
+    def refuse(request: httpx.Request) -> APIError | None:
+        return errors.pop() if request.method == "POST" and errors else None
+
+    return refuse
 
 
 # What is shown
