@@ -103,6 +103,7 @@ async def test_a_dead_engine_s_samples_are_delivered_by_the_other_and_it_comes_b
                 starting = loop.run_in_executor(vllm_thread, begin, dead)
                 while not starting.done():  # the other one serves meanwhile
                     assert await sampled(pool, pair, policies[1]) == alone[1]
+                    await asyncio.sleep(5)  # the cores are for the start
                 await starting
                 await eventually(lambda: all(info.up for info in pool.figures()), BACK_S)
                 assert await pair.engines[dead].holds() == new
