@@ -89,7 +89,7 @@ def test_exact_kl_is_of_a_hosted_teacher(settings, tiny_model, problem):
     assert [each["score"]["kl_source"] for each in explanations] == ["hosted"] * 2
     assert [each["score"]["reward"] for each in explanations] == pytest.approx([s["reward"] for s in scores], abs=1e-4)
     [explanation] = hot.json()["explanations"]
-    assert "kl_hosted" in explanation["flags"], "log-probs of another sampling are no use, and it is said whose are used"
+    assert "kl_hosted" in explanation["flags"], "the sampled log-probs are no use, and it is said whose are"
     assert explanation["score"]["kl_source"] == "hosted"
 
 

@@ -14,7 +14,7 @@ from plugins.scripted import CLOSE, Scene, asked
 from rlt_client.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from rlt_client.schemas.explain import Delta, Done, Failed, Finished, Restarted, Scored, Started
 from rlt_client.testing import make_score
-from rlt_teacher_server.explain.events import Mailbox
+from rlt_teacher_server.explain.events import Mailbox, interval
 
 HELD = "\n\n"  # the format's: the prompt's end, which belongs to the explanation
 
@@ -161,7 +161,7 @@ class Plain:
 
 async def test_what_waits_for_a_slow_reader_does_not_grow_with_the_number_of_tokens():
     """100 samples × 20,000 tokens: 100 deltas, not two million."""
-    mailbox = Mailbox(Plain, first_token=lambda: None)
+    mailbox = Mailbox(Plain)
     watches = [mailbox.watch(index) for index in range(100)]
     tracemalloc.start()
     for _ in range(20_000):
@@ -177,8 +177,13 @@ async def test_what_waits_for_a_slow_reader_does_not_grow_with_the_number_of_tok
     ]
 
 
+def test_many_streams_are_written_to_less_often():
+    """500 streams at 50 ms would be 10,000 writes a second."""
+    assert [interval(streams) for streams in (1, 125, 500)] == [0.05, 0.05, 0.2]
+
+
 async def test_an_empty_take_says_that_nothing_happened():
-    mailbox = Mailbox(Plain, first_token=lambda: None)
+    mailbox = Mailbox(Plain)
     assert await mailbox.take(0.01) == []
     mailbox.scored(3, make_score())
     [scored] = await mailbox.take(0.01)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from rlt_client.errors import APIError, InvalidRequest, Unavailable
@@ -22,7 +22,7 @@ from rlt_teacher_server.catalog import Catalog
 from rlt_teacher_server.concurrency import together
 from rlt_teacher_server.explain import batch
 from rlt_teacher_server.explain.batch import Answer
-from rlt_teacher_server.explain.events import Mailbox
+from rlt_teacher_server.explain.events import Mailbox, interval
 from rlt_teacher_server.explain.explainer import Explainer
 from rlt_teacher_server.explain.listener import Listener
 from rlt_teacher_server.explain.plan import Plan, Planner, Wanted
@@ -48,6 +48,7 @@ class ExplainService:
         self._catalog = catalog
         self._planner = Planner(sampler, catalog, budget=budget, scorer=scorer)
         self._explainer = Explainer(sampler, scorer)
+        self._streams = 0
 
     async def explain(self, request: ExplainRequest) -> ExplainResponse:
         """What is wrong with one sample is that sample's `gen_status` and `error`.
@@ -75,8 +76,9 @@ class ExplainService:
         mailbox = Mailbox(
             partial(ExplanationText, self._sampler.model.codec, format),
             first_token=lambda: metrics.first_token(time.perf_counter() - began),
+            interval=lambda: interval(self._streams),
         )
-        return await ExplainStream.open(mailbox, partial(self._explain, request), metrics.streaming())
+        return await ExplainStream.open(mailbox, partial(self._explain, request), self._streaming())
 
     async def batch(self, request: ExplainBatchRequest) -> ExplainBatchResponse:
         """Every problem on its own; what is wrong with one is its `error`.
@@ -132,6 +134,15 @@ class ExplainService:
             return Answer(None, error)
         outcomes = await self._explainer.explain(plan, uses, Listener())
         return batch.answer(plan, [use.policy for use in uses], outcomes, began)
+
+    @contextmanager
+    def _streaming(self) -> Iterator[None]:
+        self._streams += 1
+        try:
+            with self._sampler.metrics.streaming():
+                yield
+        finally:
+            self._streams -= 1
 
     @asynccontextmanager
     async def _using(self, wanted: Wanted) -> AsyncIterator[list[Use]]:

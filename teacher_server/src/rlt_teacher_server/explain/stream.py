@@ -55,9 +55,9 @@ class ExplainStream:
             raise self._error
 
     async def take(self, timeout: float | None = None) -> list[ExplainEvent]:
-        """What has happened since the last call, as soon as there is something.
+        """What has happened since the last call, as soon as there is something: all of it together.
 
-        Nothing after `timeout` seconds, and after the last event.
+        Nothing where nothing happens for `timeout` seconds, and after the last event.
         """
         if self._ended:
             return []
