@@ -33,16 +33,24 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> StartEngine:
+def engine_python() -> Path:
+    """The interpreter of vLLM's environment."""
+    python = ROOT / ".engine" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([ROOT / "requirements" / "install.sh", "engine"], check=True)
+    return python
+
+
+@pytest.fixture(scope="session")
+def start_vllm(tiny_model: Path, engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> StartEngine:
     """Starts a vLLM server that has produced a token; gives its address."""
-    python = _python()
 
     @contextmanager
     def run(port: int | None = None) -> Iterator[str]:
         folder = tmp_path_factory.mktemp("vllm")
         port = port or free()[0]
         flags = Flags(tiny_model, served_name=SERVED_NAME, cache_mib=CACHE_MIB, max_loras=2, max_lora_rank=8, threads=1)
-        started = command(python, flags, Address(port=port))
+        started = command(engine_python, flags, Address(port=port))
         url = f"http://127.0.0.1:{port}"
         argv = ["env", *(f"{name}={value}" for name, value in started.env.items()), *started.argv]
         program = Program("vllm", argv, folder, url, lambda: _gives_a_token(url), signal.SIGTERM)
@@ -63,14 +71,6 @@ def vllm_engine(start_vllm: StartEngine) -> Iterator[str]:
     """Base URL of a vLLM server with the tiny model, as `tiny`."""
     with start_vllm() as url:
         yield url
-
-
-def _python() -> Path:
-    """The interpreter of vLLM's environment."""
-    python = ROOT / ".engine" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([ROOT / "requirements" / "install.sh", "engine"], check=True)
-    return python
 
 
 def _gives_a_token(url: str) -> bool:

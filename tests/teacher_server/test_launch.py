@@ -15,6 +15,7 @@ import stat
 import sys
 import textwrap
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,8 @@ from rlt_teacher_server.launch import launcher
 from rlt_teacher_server.launch.command import Flags
 from rlt_teacher_server.launch.errors import LaunchFailed
 from rlt_teacher_server.launch.launcher import Launch, launched, private_folder
+
+START_S = 90.0  # of a teacher server, with other tests on the same two cores
 
 FAKE = '''\
 #!{python}
@@ -225,7 +228,7 @@ asyncio.run(main())
 """
 
 
-async def test_nothing_outlives_a_killed_teacher_server(fake):
+async def test_nothing_outlives_a_killed_teacher_server(fake, tmp_path):
     """A server that ignores SIGTERM, and a child of it, which PR_SET_PDEATHSIG does not reach."""
     fake.behaves("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -234,7 +237,9 @@ async def test_nothing_outlives_a_killed_teacher_server(fake):
             time.sleep(600)
     """)
     teacher = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SERVE, str(fake.python)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", SERVE, str(fake.python)),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     try:
         await teacher.stdout.readline()
@@ -345,3 +350,50 @@ def test_a_folder_whose_sockets_have_short_names(tmp_path, monkeypatch):
     with private_folder() as folder:
         assert len(os.fsencode(folder / ("x" * 36))) <= 107
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+# The whole program
+
+
+@pytest.fixture
+def teacher(fake, tiny_model, tmp_path):
+    """`rlt-teacher-server` as a process of its own, with the fake for its engine."""
+
+    @asynccontextmanager
+    async def started():
+        command = (sys.executable, "-m", "rlt_teacher_server", "--model", str(tiny_model), "--format", "mini")
+        process = await asyncio.create_subprocess_exec(
+            *(*command, "--port", "0", "--engine", "launch", "--engine-python", str(fake.python)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    return started
+
+
+async def test_a_start_that_fails_ends_the_program_with_one_line(teacher, fake):
+    fake.behaves("print('main.py: error: unrecognized arguments: --no-such-flag'); sys.exit(2)")
+    async with teacher() as process:
+        _, errors = await process.communicate()
+    words = "vllm-0 (vLLM 0.31.0+cpu, cpu) ended with status 2 before it gave a token: it does not know --no-such-flag"
+    assert errors.decode().splitlines()[-1] == f"rlt-teacher-server: error: {words}"
+    assert b"Traceback" not in errors
+    assert process.returncode == 1
+
+
+async def test_sigterm_while_vllm_starts_ends_both(teacher, fake):
+    fake.behaves("time.sleep(600)")
+    async with teacher() as process:
+        await until(lambda: fake.pids, seconds=START_S)
+        process.terminate()
+        _, errors = await process.communicate()
+    await until(lambda: not any(map(alive, fake.pids)))
+    assert b"Traceback" not in errors
+    assert process.returncode == 128 + signal.SIGTERM
