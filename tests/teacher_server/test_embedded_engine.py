@@ -185,9 +185,13 @@ async def test_a_cancelled_sample_leaves_at_the_next_step(engine_of, watched):
     async with engine_of(watched) as engine:
         long, gone = (asyncio.create_task(engine.sample(ask_long(seed))) for seed in (1, 2))
         await third_step(watched)
+        assert _figures(await engine.gauges()) == (2, 0)
         gone.cancel()
         await asyncio.sleep(0)
         seen = len(watched.steps)
+        while len(watched.steps) < seen + 3:
+            await asyncio.sleep(0.001)
+        assert _figures(await engine.gauges()) == (1, 0)
         assert len((await long).token_ids) == LONG
     assert watched.steps[seen + 1 :] == [1] * (LONG - seen - 1), "one step at most was under way"
 

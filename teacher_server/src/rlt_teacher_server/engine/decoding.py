@@ -109,9 +109,10 @@ class Decoder:
 
     def refuse_unknown(self, ids: Sequence[int]) -> None:
         """Raises `ItemError` (unknown_token)."""
-        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        size = self.vocab_size
+        wrong = next((i for i in ids if not 0 <= i < size), None)
         if wrong is not None:
-            raise item_error(Reason.unknown_token, f"id {wrong}, the vocabulary has {self.vocab_size} tokens")
+            raise item_error(Reason.unknown_token, f"id {wrong}, the vocabulary has {size} tokens")
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Row]) -> Batch:
