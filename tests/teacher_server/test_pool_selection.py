@@ -10,7 +10,7 @@ from plugins.fake_engine import FakeEngine, adapter, asked, eventually, pool, we
 from rlt_client.errors import ItemError, Overloaded, Unavailable
 from rlt_service.metrics import Metrics
 from rlt_teacher_server.engine.base import Gauges
-from rlt_teacher_server.engine.pool import Held, PolicyReplaced
+from rlt_teacher_server.engine.pool import Held, PolicyReplaced, pressure
 from rlt_teacher_server.metrics import TeacherMetrics
 
 BASE = Held(weights())
@@ -213,3 +213,22 @@ async def test_what_is_counted():
     ):
         assert line in page
     assert 'rlt_teacher_engine_waiting{engine="b"} 0.0' in page
+
+
+async def test_who_is_refused_is_told_when_to_come_back(monkeypatch):
+    """50 wait, of which 30 are too many; 10 were finished in the last second: 3 s."""
+    engine, now = FakeEngine(), 1000.0
+    monkeypatch.setattr(engine, "gauges", waiting(50))
+    monkeypatch.setattr(pressure.time, "monotonic", lambda: now)
+    queue = pressure.Queue(engine)
+    await queue.read(0, 100)
+    assert queue.seconds_until(20) == 1.0  # nothing is known yet
+    now += 1
+    await queue.read(0, 110)
+    assert queue.seconds_until(20) == pytest.approx(3.0)
+    assert queue.seconds_until(49) == 1.0
+    now += 1
+    await queue.read(0, 110)  # 0.8 · 10 + 0.2 · 0 = 8 a second
+    assert queue.seconds_until(10) == pytest.approx(5.0)
+    now += 10
+    assert (queue.gauges, queue.waiting) == (None, 0)  # what is so old says nothing
