@@ -111,8 +111,16 @@ def test_a_client_that_leaves_stops_the_engine(teacher, problem):
         assert next(names) == "started"
         assert value(teacher, "rlt_teacher_streams ") == 1
         assert value(teacher, "rlt_teacher_samples_inside ") == 64
-    until(lambda: value(teacher, "rlt_teacher_samples_inside ") == 0)
+        until(lambda: at_the_engine(teacher) > 0)
+    until(lambda: at_the_engine(teacher) == 0)
+    assert value(teacher, "rlt_teacher_samples_inside ") == 0
     assert value(teacher, "rlt_teacher_streams ") == 0
+
+
+def at_the_engine(client):
+    """By its own gauges."""
+    [engine] = client.get("/policies").json()["engines"]
+    return engine["running"] + engine["waiting"]
 
 
 def until(true, seconds=10.0):
