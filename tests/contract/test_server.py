@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
@@ -69,3 +71,30 @@ def test_overflow(teacher, mini):
     body = {"question": mini.probe.question, "answer": mini.probe.answer, "max_tokens": 300}
     [explanation] = teacher.post("/explain", json=body).json()["explanations"]
     assert explanation["gen_status"] == "context_overflow"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_s_protocol_gives_the_same_explanations(teacher, reply, mini, stream):
+    body = {
+        "model": "teacher",
+        "messages": [
+            {"role": "user", "content": mini.probe.question},
+            {"role": "assistant", "content": mini.probe.answer},
+        ],
+        "n": 8,
+        "seed": 5,
+        "max_tokens": 27,
+        "logprobs": True,
+    }
+    response = teacher.post("/v1/chat/completions", json=body | {"stream": stream})
+    assert response.status_code == 200, response.text
+    parts = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    choices = [choice for part in parts or [response.json()] for choice in part["choices"]]
+    said = {place: dict.fromkeys(("content", "logprobs"), "") for place in range(8)}
+    for choice in choices:
+        said[choice["index"]]["content"] += (choice.get("message") or choice["delta"]).get("content") or ""
+        tokens = (choice["logprobs"] or {"content": []})["content"]
+        said[choice["index"]]["logprobs"] += "".join(token["token"] for token in tokens)
+    for each in reply["explanations"]:
+        if each["gen_status"] == "complete":
+            assert said[each["index"]] == {"content": each["text"], "logprobs": each["text"]}

@@ -85,33 +85,35 @@ def test_an_empty_solution_beside_the_messages(chat, conversation):
     assert refused(chat(messages=conversation[:1], answer=""))["param"] == "answer"
 
 
+REFUSED = [
+    ({"model": "nobody"}, 404, "model", "model_not_found"),
+    ({"model": ""}, 400, "model", "invalid_request"),
+    ({"n": 0}, 400, "n", "invalid_request"),
+    ({"n": 257}, 400, "n", "invalid_request"),
+    ({"seed": -1}, 400, "seed", "invalid_request"),
+    ({"temperature": 2.5}, 400, "temperature", "invalid_request"),
+    ({"temperature": 0.001}, 400, "temperature", "temperature_too_low"),
+    ({"top_p": 0}, 400, "top_p", "invalid_request"),
+    ({"max_tokens": 0}, 400, "max_tokens", "invalid_request"),
+    ({"max_tokens": 4, "max_completion_tokens": 5}, 400, "max_tokens", "invalid_request"),
+    ({"max_tokens": 5000}, 400, "max_tokens", "context_length_exceeded"),
+    ({"max_tokens": None, "max_completion_tokens": 5000}, 400, "max_completion_tokens", "context_length_exceeded"),
+    ({"rlt": {"scoer": True}}, 400, "rlt.scoer", "invalid_request"),
+    ({"rlt": {"format": "nothing"}}, 404, "rlt.format", "unknown_format"),
+    ({"rlt": {"score": True, "spec": "fame"}}, 400, "rlt.spec", "invalid_request"),
+]
+NOT_STREAMED = [
+    ({"rlt": {"keep": "best"}}, 400, None, "invalid_request"),
+    ({"rlt": {"incomplete": "retry", "retry_max_tokens": 0}}, 400, "rlt.retry_max_tokens", "invalid_request"),
+    ({"rlt": {"incomplete": "retry", "retry_max_tokens": 3}}, 400, None, "invalid_request"),
+]
+
+
 @pytest.mark.parametrize(
-    ("given", "status", "param", "code"),
-    [
-        ({"model": "nobody"}, 404, "model", "model_not_found"),
-        ({"model": ""}, 400, "model", "invalid_request"),
-        ({"n": 0}, 400, "n", "invalid_request"),
-        ({"n": 257}, 400, "n", "invalid_request"),
-        ({"seed": -1}, 400, "seed", "invalid_request"),
-        ({"temperature": 2.5}, 400, "temperature", "invalid_request"),
-        ({"temperature": 0.001}, 400, "temperature", "temperature_too_low"),
-        ({"top_p": 0}, 400, "top_p", "invalid_request"),
-        ({"max_tokens": 0}, 400, "max_tokens", "invalid_request"),
-        ({"max_tokens": 4, "max_completion_tokens": 5}, 400, "max_tokens", "invalid_request"),
-        ({"max_tokens": 5000}, 400, "max_tokens", "context_length_exceeded"),
-        ({"max_tokens": None, "max_completion_tokens": 5000}, 400, "max_completion_tokens", "context_length_exceeded"),
-        ({"rlt": {"scoer": True}}, 400, "rlt.scoer", "invalid_request"),
-        ({"rlt": {"format": "nothing"}}, 404, "rlt.format", "unknown_format"),
-        ({"rlt": {"score": True, "spec": "fame"}}, 400, "rlt.spec", "invalid_request"),
-        ({"rlt": {"keep": "best"}}, 400, None, "invalid_request"),
-        ({"rlt": {"incomplete": "retry", "retry_max_tokens": 0}}, 400, "rlt.retry_max_tokens", "invalid_request"),
-        ({"rlt": {"incomplete": "retry", "retry_max_tokens": 3}}, 400, None, "invalid_request"),
-    ],
+    ("stream", "given", "status", "param", "code"),
+    [(stream, *case) for case in REFUSED for stream in (False, True)] + [(False, *case) for case in NOT_STREAMED],
 )
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_says_what_and_where(chat, given, status, param, code, stream):
-    if stream and "rlt" in given and ("keep" in given["rlt"] or "incomplete" in given["rlt"]):
-        pytest.skip("refused for another reason: test_what_would_have_to_be_taken_back_is_not_streamed")
+def test_a_refusal_says_what_and_where(chat, stream, given, status, param, code):
     error = refused(chat(**given, stream=stream), status)
     assert (error["param"], error["code"]) == (param, code)
     assert error["type"] == "invalid_request_error"

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from rlt_client.jobs import AsyncJobsClient
     from rlt_client.schemas.builds import Build, BuildProblem, BuildRequest
     from rlt_client.schemas.common import GenStatus, ModelRef, Problem, Scope, ScoreStatus
-    from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation
+    from rlt_client.schemas.explain import (
+        BatchProblem,
+        ExplainBatchRequest,
+        ExplainBatchResponse,
+        ExplainEvent,
+        ExplainRequest,
+        ExplainResponse,
+        Explanation,
+    )
     from rlt_client.schemas.generate import GenerateItem, GenerateRequest, GenerateResponse
     from rlt_client.schemas.reward import (
         Detail,
@@ -34,10 +42,14 @@ __all__ = [
     "AsyncJobsClient",
     "AsyncRewardClient",
     "AsyncTeacherClient",
+    "BatchProblem",
     "Build",
     "BuildProblem",
     "BuildRequest",
     "Detail",
+    "ExplainBatchRequest",
+    "ExplainBatchResponse",
+    "ExplainEvent",
     "ExplainRequest",
     "ExplainResponse",
     "Explanation",
