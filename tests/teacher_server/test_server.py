@@ -95,11 +95,15 @@ def test_hostile_texts_are_texts(byte_level, text):
 
 
 def test_the_explanation_begins_with_what_the_prefill_holds(byte_level):
-    body = {"question": "What is 2 times 3?", "answer": "6", "max_tokens": 8, "seed": 1}
-    [explanation] = byte_level.post("/explain", json=body).json()["explanations"]
-    assert explanation["text"].startswith("\n\n")
-    assert not explanation["completion"].startswith("\n\n\n\n")
-    assert explanation["text"] == "\n\n" + explanation["completion"].removesuffix("<|end_of_explanation|>")
+    """And the completion does not: it is what came after the prompt."""
+    body = {"question": "What is 2 times 3?", "answer": "6", "max_tokens": 8, "seed": 1, "stream": True}
+    lines = byte_level.post("/explain", json=body).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    written = "".join(event["text"] for event in events if event["event"] == "delta")
+    [explanation] = events[-1]["response"]["explanations"]
+    assert explanation["completion"]
+    assert ("\n\n" + explanation["completion"]).startswith(written)
+    assert len(written) > 2
 
 
 # Start
