@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlt_client.errors import InvalidRequest, ItemError, Unavailable
@@ -216,3 +218,48 @@ async def test_an_adapter_works_on_weights_that_came_back(engine, ask, adapter, 
     sample = await engine.sample(request)
     assert is_of(sample, request, merged_model(1))
     assert all(map(math.isfinite, sample.logprobs))
+
+
+# vLLM alone
+
+real_vllm = pytest.mark.parametrize("engine_address", [pytest.param("vllm", marks=pytest.mark.engine)], indirect=True)
+
+
+@real_vllm
+async def test_an_adapter_of_a_higher_rank_than_vllm_was_started_for(engine, ask, adapter, same):
+    before = await engine.sample(ask())
+    with pytest.raises(InvalidRequest, match="LoRA rank 16 is greater than max_lora_rank 8") as caught:
+        await engine.add(adapter(1, rank=16))
+    assert refusal(caught) == "unusable_policy"
+    assert same(before, await engine.sample(ask()))
+
+
+@real_vllm
+async def test_weights_that_compute_no_numbers(engine, ask, first, other_model, tmp_path, same):
+    """Their shapes are right: what finds them is the proof after they were put in."""
+    before = await engine.sample(ask())
+    shutil.copytree(other_model, tmp_path / "sick")
+    tensors = load_file(tmp_path / "sick" / "model.safetensors")
+    sick = {name: tensor * math.nan for name, tensor in tensors.items()}
+    save_file(sick, tmp_path / "sick" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InvalidRequest, match="not finite") as caught:
+        await engine.replace(FullWeights("sick", tmp_path / "sick"))
+    assert refusal(caught) == "unusable_policy"
+    assert await engine.holds() is None
+    with pytest.raises(Unavailable, match="could not be replaced"):
+        await engine.sample(ask())
+    await engine.replace(first)
+    assert same(before, await engine.sample(ask()))
+
+
+@real_vllm
+async def test_an_adapters_folder_may_go_once_it_is_loaded(engine, ask, adapter, tiny_adapter, tmp_path, same):
+    """More of them than vLLM keeps on its device: it takes them from memory, never from the folder."""
+    several = [adapter(seed, folder=shutil.copytree(tiny_adapter(seed), tmp_path / str(seed))) for seed in range(5)]
+    for each in several:
+        await engine.add(each)
+    before = [await engine.sample(ask(adapter=each.name)) for each in several]
+    for each in several:
+        shutil.rmtree(each.folder)
+    after = [await engine.sample(ask(adapter=each.name)) for each in several]
+    assert all(map(same, before, after))

@@ -11,7 +11,8 @@ from rlt_client.errors import ItemError
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-LONG = {"max_tokens": 200, "stop_token_ids": ()}
+LONG = {"prompt_token_ids": [3] * 8, "max_tokens": 240, "stop_token_ids": (), "temperature": 0.0}
+"""The tiny model repeats itself to the end: the least sure of its tokens is three times as likely as the next."""
 
 
 class Watch:
