@@ -180,6 +180,15 @@ async def test_other_weights_take_the_place_of_the_first(engine, ask, first, oth
     assert same(before, await engine.sample(request))
 
 
+async def test_adapters_go_with_the_weights_that_they_were_made_for(engine, ask, adapter, first, other):
+    one = adapter(1)
+    await engine.add(one)
+    await engine.replace(other)
+    assert await engine.adapters() == frozenset()
+    with pytest.raises((ItemError, Unavailable)):
+        await engine.sample(ask(adapter=one.name))
+
+
 async def test_nothing_of_the_old_weights_is_left_in_a_cache(engine, prompt, ask, first, other, is_of):
     long = (prompt * 20)[:230]
     requests = [ask(prompt_token_ids=long, temperature=1.0, max_tokens=8, seed=seed) for seed in range(4)]

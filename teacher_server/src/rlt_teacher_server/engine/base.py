@@ -155,8 +155,8 @@ class Engine(Protocol):
     async def replace(self, weights: FullWeights) -> None:
         """Put other full weights in the place of its own, and prove that nothing of the old ones is left in its caches.
 
-        No request may run meanwhile: the caller sees to it. What this raises leaves the engine unusable until the
-        next `replace` that succeeds.
+        Adapters that were added go with the old weights. No request may run meanwhile: the caller sees to it. What
+        this raises leaves the engine unusable until the next `replace` that succeeds.
 
         Raises:
             InvalidRequest: unusable_policy, weights_unavailable (it was started without what this takes).
