@@ -182,18 +182,20 @@ async def test_gauges_tell_who_runs_and_who_waits(engine_of, watched):
 
 
 async def test_a_cancelled_sample_leaves_at_the_next_step(engine_of, watched):
+    """Of three, one goes; a short one then joins the other two, and three steps later it has left too."""
     async with engine_of(watched) as engine:
-        long, gone = (asyncio.create_task(engine.sample(ask_long(seed))) for seed in (1, 2))
+        gone, *others = (asyncio.create_task(engine.sample(ask_long(seed))) for seed in range(3))
         await third_step(watched)
-        assert _figures(await engine.gauges()) == (2, 0)
+        assert _figures(await engine.gauges()) == (3, 0)
         gone.cancel()
         await asyncio.sleep(0)
         seen = len(watched.steps)
-        while len(watched.steps) < seen + 3:
-            await asyncio.sleep(0.001)
-        assert _figures(await engine.gauges()) == (1, 0)
-        assert len((await long).token_ids) == LONG
-    assert watched.steps[seen + 1 :] == [1] * (LONG - seen - 1), "one step at most was under way"
+        await engine.sample(ask(max_tokens=3))
+        assert _figures(await engine.gauges()) == (2, 0)
+        await asyncio.gather(*others)
+    left = watched.steps[seen + 1 :]  # one step at most was under way
+    assert set(left) == {2, 3}
+    assert left.count(3) <= 3
 
 
 async def test_a_batch_ends_when_all_its_callers_have_gone(engine_of, watched):
