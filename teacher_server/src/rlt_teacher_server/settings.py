@@ -140,7 +140,7 @@ class Settings(ServerSettings):
     batch_tokens: int = Field(
         32_768,
         ge=1,
-        description="in this process: prompts and budgets of one batch; a larger sample runs alone",
+        description="in this process: prompts and budgets of all that runs at once; a larger sample runs alone",
     )
     batch_window_ms: float = Field(
         5.0, ge=0, le=1000, description="in this process: how long an idle engine waits for company"
