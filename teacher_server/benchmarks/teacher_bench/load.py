@@ -22,7 +22,7 @@ import uvloop
 
 __all__ = ["Load", "Result", "apply"]
 
-OPERATIONS: Final = ("+5", "*3", "+11", "*7", "+2", "*9")
+OPERATIONS: Final = ("+5", "*3", "+11", "*7", "+1", "+23")
 
 
 @dataclass(frozen=True, slots=True)

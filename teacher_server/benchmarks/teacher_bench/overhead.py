@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,6 +21,7 @@ CLIENTS: Final = (1, 16, 64, 500)
 INTERVALS: Final = (8, 1)  # tokens of an event, vLLM's --stream-interval
 TOKENS: Final = 200
 SECONDS: Final = 15.0
+ALONE_S: Final = 40.0  # one stream after the other: 16 first tokens
 ROUNDS: Final = 2
 
 
@@ -40,13 +42,18 @@ def _load(folder: Path | None, url: str, clients: int) -> Callable[[int], Load]:
     pace = Pace(0, "")
     ramp = TOKENS * (pace.step_s + pace.sequence_s * clients)
     prompt = server.prompt(folder) if folder else ()
-    return lambda seed: Load(url, clients, ramp, seconds=SECONDS, max_tokens=TOKENS, prompt=prompt, seed=seed)
+    return lambda seed: Load(
+        url, clients, ramp, seconds=SECONDS if clients > 1 else ALONE_S, max_tokens=TOKENS, prompt=prompt, seed=seed
+    )
 
 
 def compare(
     record: Record, case: str, clients: int, bare: Callable[[int], Load], served: Callable[[int], Load]
 ) -> None:
     """Both ways in turns; the row has the medians of the rounds."""
+    apply(
+        replace(served(0), ramp_s=0.0, seconds=0.0, streams=clients, max_tokens=2)
+    )
     rounds = [(apply(bare(2 * i)), apply(served(2 * i + 1))) for i in range(ROUNDS)]
     failed = sum(each.failed for pair in rounds for each in pair)
     if failed:
