@@ -64,6 +64,14 @@ def call(url: str, method: str, path: str, **given: Any) -> tuple[int, Any]:
     return reply.status_code, reply.json() if reply.content else None
 
 
+def test_a_revision_in_an_address_may_be_written_as_it_is_told(
+    url: str, client: TeacherClient, tiny_adapter: MakeAdapter
+) -> None:
+    revision = client.load_policy(LoadPolicy(name="typed", source=str(tiny_adapter(1)))).policy.revision
+    assert "+" in revision
+    assert call(url, "DELETE", f"/policies/typed?revision={revision}") == (204, None)
+
+
 def test_policies_write_differently_and_say_who_wrote(
     client: TeacherClient, text: Callable[..., tuple[str, str]], tiny_adapter: MakeAdapter, other_model: Path, base: str
 ) -> None:

@@ -85,4 +85,4 @@ async def delete_policy(
     name: Name, host: Host, revision: Annotated[str | None, Query(description="all versions if left out")] = None
 ) -> None:
     """Forget it; its files stay. Requests that began keep it. Not for the active one, nor what adapters sit on."""
-    await host.delete(name, revision)
+    await host.delete(name, revision and revision.replace(" ", "+"))  # which is what servers read a bare `+` as
