@@ -98,6 +98,8 @@ class PolicyHost:
             version = self.book.get(name, revision)
             if version is not self.book.active:
                 await self._activate(version, [self.book.active, *self.book.history])
+            elif version.stay is None:
+                await self._activate(version, self.book.history)
             return version
 
         return await self._change("activate", work)
@@ -209,6 +211,7 @@ class PolicyHost:
             return Version(ModelRef(name=request.name, revision=revision), request.kind, folder, base), False
         if known is not self.book.base:
             known.folder, known.detail = folder, None
+            self.policies.moved(known)
         return known, True
 
     def _read(self, request: LoadPolicy) -> tuple[Path, str]:

@@ -130,7 +130,7 @@ class Placement:
             log.error("the policy from before could not be put back", extra={"reason": str(second)})
 
     def _lose(self, version: Version, reason: str) -> None:
-        version.detail = reason
+        version.lacks(reason)
         facts = {"policy": version.ref.name, "revision": version.ref.revision, "reason": reason}
         log.warning("a policy cannot be loaded", extra=facts)
         book = self._policies.book

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from rlt_client.errors import APIError, Conflict, Unavailable
@@ -94,9 +94,16 @@ class Policies:
                     return await self._enter(version, version.stay, stack, beside)
                 except PolicyReplaced:
                     pass
+            if self._replaced(name, version):
+                continue
             if name is not None or version.detail is not None:
                 raise _not_loaded(version)
             await _until(turn, until - time.monotonic(), version)
+
+    def _replaced(self, name: str | None, version: Version) -> bool:
+        """Whether a name means another version by now, which is served."""
+        newest = self.book.find(name) if name is not None else None
+        return newest is not None and newest is not version and newest.stay is not None
 
     async def _enter(self, version: Version, stay: Stay, stack: AsyncExitStack, beside: Use | None) -> Use:
         """Counted before anything else can run: from here on the version stays in the engines."""
@@ -151,6 +158,18 @@ class Policies:
         self.book.activate(version, history)
         self.wake()
 
+    def moved(self, version: Version) -> None:
+        """The same contents lie elsewhere: engines that are started anew read them there."""
+        if version.stay is None:
+            return
+        held = version.stay.held
+        if held.adapter is None:
+            self.weights = version.weights
+            version.stay.held = Held(self.weights)
+        else:
+            version.stay.held = replace(held, adapter=replace(held.adapter, folder=version.folder))
+        self._engines.moved(version.stay.held)
+
     def restore(self, before: Book) -> None:
         """All as it was."""
         self.book = before
@@ -160,7 +179,7 @@ class Policies:
         """The version whose adapter an engine does not take back, which no request gets any more."""
         for version in self.book.versions:
             if version.stay is not None and version.stay.held.adapter == adapter:
-                version.detail = reason
+                version.lacks(reason)
                 self.retire(version)
                 self.wake()
                 return version

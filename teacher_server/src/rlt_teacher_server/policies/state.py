@@ -223,7 +223,7 @@ def _check(version: Version, sources: Sources) -> bool:
 
 
 def _warn(version: Version, reason: str) -> None:
-    version.detail = reason
+    version.lacks(reason)
     log.warning("a policy cannot be loaded", extra={**_facts(version.ref), "reason": reason})
 
 

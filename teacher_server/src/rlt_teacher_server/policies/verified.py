@@ -95,6 +95,6 @@ async def unchanged(folder: Path, revision: str) -> None:
     try:
         found = await asyncio.to_thread(model_revision, folder)
     except (ModelNotFound, OSError) as error:
-        raise InvalidRequest(f"its folder is gone, or no longer whole: {error}", type=CHANGED) from error
+        raise InvalidRequest(f"its folder {folder.name} is gone, or no longer whole", type=CHANGED) from error
     if found != revision:
-        raise InvalidRequest(f"{folder} is {found} by now, no longer {revision}", type=CHANGED)
+        raise InvalidRequest(f"{folder.name} is {found} by now, no longer {revision}", type=CHANGED)

@@ -57,6 +57,10 @@ class Version:
     served_before: str | None = None
     """What engines that were not restarted with this server may still call it."""
 
+    def lacks(self, reason: str) -> None:
+        """It cannot be loaded. Everyone may read why, and where it lies on this machine is nobody's business."""
+        self.detail = reason.replace(str(self.folder), self.folder.name)
+
     @property
     def full(self) -> Version:
         return self.base or self

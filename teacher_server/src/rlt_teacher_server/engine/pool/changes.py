@@ -25,6 +25,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FAILURES: Final = (APIError, ItemError, TimeoutError)
+REFUSAL_S: Final = 5.0  # for an engine to refuse, once more, what it refused before
 
 
 class Changes:
@@ -153,7 +154,7 @@ class Changes:
         return {replica: replica.attempts for replica in fleet.replicas if fleet.stale(replica)}
 
     async def _vacate(self) -> Replica:
-        """An engine that nobody uses, and that nobody needs for what it holds; from now on it serves nobody."""
+        """An engine that nobody uses, and that nobody needs for what it holds."""
         fleet = self._fleet
         fleet.swapping = True
         deadline = time.monotonic() + fleet.options.drain_s
@@ -162,11 +163,20 @@ class Changes:
             replica.to(State.leaving)
             await fleet.bell.until(lambda: self._vacated(replica), deadline - time.monotonic())  # noqa: B023 awaited here
             if replica.serving and fleet.free(replica):
-                replica.to(State.changing)
                 return replica
             if replica.serving:
                 replica.to(State.up)
                 raise _busy("requests still use the weights that are to be replaced")
+        return await self._refusing()
+
+    async def _refusing(self) -> Replica:
+        """An engine that is there, and only does not take what it is to hold: the way out of weights whose files are
+        gone."""
+        fleet = self._fleet
+        await fleet.bell.until(lambda: all(each.state is not State.coming for each in fleet.replicas), REFUSAL_S)
+        for replica in fleet.replicas:
+            if replica.state is State.down and replica.refuses:
+                return replica
         raise fleet.down()
 
     def _vacated(self, replica: Replica) -> bool:
@@ -175,6 +185,7 @@ class Changes:
     async def _exchange(self, replica: Replica, target: Target) -> None:
         """Raises what the engine raises, after its monitor has put the old weights back, or tried to."""
         attempts = replica.attempts
+        replica.to(State.changing)
         try:
             await self._reconciler.exchange(replica, target)
         except Exception as error:

@@ -127,6 +127,10 @@ class Engines:
         """
         await self._changes.replace(weights, switch)
 
+    def moved(self, held: Held) -> None:
+        """What they hold already lies in another folder: those that come up read it there."""
+        self._fleet.target = self._fleet.target.moved(held)
+
     async def infos(self) -> list[EngineInfo]:
         """What is known of each of them; their gauges are read now."""
         serving = [replica for replica in self._fleet.replicas if replica.serving]

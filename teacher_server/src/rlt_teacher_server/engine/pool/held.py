@@ -38,6 +38,12 @@ class Target:
     def minus(self, name: str) -> Self:
         return replace(self, adapters={key: value for key, value in self.adapters.items() if key != name})
 
+    def moved(self, held: Held) -> Self:
+        """With the same contents in another folder."""
+        if not self.wants(held):
+            return self
+        return self.plus(held.adapter) if held.adapter else replace(self, weights=held.weights)
+
     def wants(self, held: Held) -> bool:
         adapter = held.adapter
         known = adapter is None or adapter.name in self.adapters

@@ -129,7 +129,7 @@ class Monitor:
             await replica.queue.read(replica.samples, replica.finished)
         if time.monotonic() - self._compared >= options.same_s:
             await self._compare()
-        if not replica.samples and time.monotonic() - replica.proved >= options.proof_s:
+        if replica.serving and not replica.samples and time.monotonic() - replica.proved >= options.proof_s:
             await self._reconciler.prove(replica)
 
     async def _gets_on(self) -> None:

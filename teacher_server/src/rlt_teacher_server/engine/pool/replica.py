@@ -9,7 +9,7 @@ import time
 from enum import Enum
 from typing import Final
 
-from rlt_client.errors import APIError, ItemError, Unavailable
+from rlt_client.errors import APIError, InvalidRequest, ItemError, Unavailable
 from rlt_client.schemas.policies import EngineInfo
 from rlt_teacher_server.engine.base import Engine, FullWeights, Limits, Sample, SampleRequest, Watch
 from rlt_teacher_server.engine.pool.bell import Bell
@@ -55,6 +55,8 @@ class Replica:
         """What the engine itself said that it holds, when it came up."""
         self.spoilt = False
         """A change of its weights failed: whatever it says, it must be given them anew."""
+        self.refuses = False
+        """It went out because it does not take what it is to hold."""
         self.samples = 0
         self.finished = 0
         self.proved = -math.inf
@@ -139,6 +141,7 @@ class Replica:
         self.life += 1
         self.trouble = why.type if isinstance(why, Unavailable) else DOWN
         self.detail = why if isinstance(why, str) else _words(why)
+        self.refuses = isinstance(why, InvalidRequest)
         self.queue.forget()
         self.to(State.down)
 
