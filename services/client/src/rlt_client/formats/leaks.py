@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
@@ -15,16 +16,23 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rlt_client.formats.searching import Part, Searched, matches
+
 __all__ = ["LeakPattern", "Leaks", "shared_patterns"]
 
 MOST_WAYS: Final = 10_000
 """In which the repetitions of one pattern may stretch, together: what a character of the text costs at most."""
-WHITE_SPACE: Final = r"\s{1,8}+"  # possessive: one way to match
+MOST_SPACE: Final = 8
+WHITE_SPACE: Final = rf"\s{{1,{MOST_SPACE}}}+"  # possessive: one way to match
 TOKEN: Final = re.compile(
     r"(?P<escape>\\.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?::|=|!|<=|<!)|(?!\?)))|(?P<close>\))"
     r"|(?P<repeat>\?|\*|\+|\{(?P<least>\d*)(?P<to>,(?P<most>\d*))?\})(?P<kind>[?+]?)|(?P<either>\|)|(?P<space> )|.",
     re.DOTALL,
 )
+LETTER: Final = re.compile(r"[a-z0-9]")
+NUMBERED: Final = re.compile(r"\\[0xuUN]|\{\}")
+LOOKS: Final = ("(?=", "(?!", "(?<=", "(?<!")
+PLACES: Final = (r"\A", r"\b", r"\B", r"\Z", "^", "$")
 
 
 class LeakPattern(BaseModel):
@@ -50,6 +58,14 @@ class LeakPattern(BaseModel):
     @cached_property
     def compiled(self) -> re.Pattern[str]:
         return _compiled(self.regex)
+
+    @cached_property
+    def _part(self) -> Part:
+        return Part(0, 0) if NUMBERED.search(self.regex) else _branches(TOKEN.finditer(self.regex))
+
+    def find(self, searched: Searched) -> Iterator[re.Match[str]]:
+        """What `compiled.finditer` finds in the text, much faster where the pattern holds words."""
+        return matches(self.compiled, self._part, searched)
 
 
 class Leaks(BaseModel):
@@ -147,3 +163,32 @@ def _bounds(token: re.Match[str]) -> tuple[int, int | None]:
     if token["to"] is None:
         return least, least
     return least, int(token["most"]) if token["most"] else None
+
+
+def _branches(tokens: Iterator[re.Match[str]]) -> Part:
+    """Of what stands until the bracket that is open closes."""
+    branches: list[list[Part]] = [[]]
+    for token in tokens:
+        if token["close"]:
+            break
+        if token["either"]:
+            branches.append([])
+        elif token["repeat"]:
+            least, most = _bounds(token)
+            assert most is not None  # `_check_linear` saw to it
+            branches[-1][-1] = branches[-1][-1].repeated(least, most)
+        else:
+            branches[-1].append(_part(token, tokens))
+    return Part.either([Part.sequence(branch) for branch in branches])
+
+
+def _part(token: re.Match[str], tokens: Iterator[re.Match[str]]) -> Part:
+    if token["open"]:
+        inside = _branches(tokens)
+        return Part(0, 0) if token[0] in LOOKS else inside
+    if token["space"]:
+        return Part(1, MOST_SPACE)
+    if token[0] in PLACES:
+        return Part(0, 0)
+    letter = token[0].lower()
+    return Part(1, 1, letter=letter if LETTER.fullmatch(letter) else "")
