@@ -6,10 +6,13 @@ import asyncio
 import shutil
 
 import pytest
-from plugins.fake_engine import FakeEngine, eventually, pool, weights
+from plugins.fake_engine import PROBE, QUICK, FakeEngine, eventually, pool, weights
 from plugins.policy_world import World, held_by, publish
 
-from rlt_client.errors import Conflict
+from rlt_client.errors import Conflict, InvalidRequest
+from rlt_client.schemas.policies import LoadPolicy
+from rlt_service.paths import AllowedRoots
+from rlt_teacher_server.policies.starting import serving
 
 
 @pytest.fixture
@@ -119,3 +122,23 @@ async def test_no_look_at_an_engine_samples_in_it_while_it_is_given_weights():
         changed.set()
         await change
         assert not engine.wrong
+
+
+async def test_a_policy_from_a_folder_that_is_not_allowed_any_more_is_not_activated(world, tmp_path):
+    state = tmp_path / "state.json"
+    async with world.serving(state=state) as served:
+        await publish(served, world.full("v2", 2), name="v2")
+    (world.root / "narrow").mkdir()
+    roots = AllowedRoots([world.root / "narrow"])
+    async with serving({"a": world.engine()}, world.model, PROBE, roots=roots, state=state, options=QUICK) as served:
+        with pytest.raises(InvalidRequest) as caught:
+            await served.host.activate("v2")
+        assert caught.value.type == "path_not_allowed"
+        assert await held_by(served) == world.model.ref.revision
+
+
+async def test_a_refusal_does_not_tell_where_the_roots_lie(world):
+    async with world.serving() as served:
+        with pytest.raises(InvalidRequest, match=r"adapter_config.json: runs/nothing") as caught:
+            await served.host.load(LoadPolicy(name="x", source="runs/nothing"))
+        assert str(world.root) not in str(caught.value)

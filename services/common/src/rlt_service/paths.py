@@ -37,6 +37,12 @@ class AllowedRoots:
             self.resolve(str(file))
         return folder
 
+    def hide(self, text: str) -> str:
+        """The text with paths inside these folders as those who may only name such paths know them."""
+        for root in sorted(self._roots, key=lambda root: -len(str(root))):
+            text = text.replace(f"{root}/", "")
+        return text
+
     def _real(self, path: Path) -> Path:
         try:
             return path.resolve()

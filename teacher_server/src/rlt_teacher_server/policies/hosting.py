@@ -195,7 +195,7 @@ class PolicyHost:
             else:
                 self.book.put(version)
         except (RLTError, OSError) as error:
-            raise _refusal(error) from error
+            raise self._refusal(error) from error
         return Loaded(version, loaded, time.perf_counter() - began)
 
     async def _find(self, request: LoadPolicy) -> tuple[Version, bool]:
@@ -226,12 +226,27 @@ class PolicyHost:
 
         try:
             if version.stay is None:
-                await _as_it_was(version)
+                await self._as_it_was(version)
             if not self.policies.fits(version):
-                await _as_it_was(version.full)
+                await self._as_it_was(version.full)
             await self._placement.place(version, arrived)
         except InvalidRequest as error:
             raise _changed(error) from error
+
+    async def _as_it_was(self, version: Version) -> None:
+        if version is not self.book.base:
+            self._sources.inside(version.folder)
+        await unchanged(version.folder, version.content)
+
+    def _refusal(self, error: RLTError | OSError) -> RLTError:
+        """What the caller is told: refusals as they are, all else as a policy that cannot be used."""
+        if isinstance(error, InvalidRequest):
+            error = _changed(error)
+        if isinstance(error, Conflict | InvalidRequest) and not error.errors:
+            return at("/source", error)
+        if isinstance(error, APIError):
+            return error
+        return at("/source", InvalidRequest(self._sources.said(error), type="unusable_policy"))
 
     # One change
 
@@ -288,24 +303,9 @@ class PolicyHost:
             raise InternalError(detail, type="state_not_saved") from error
 
 
-async def _as_it_was(version: Version) -> None:
-    await unchanged(version.folder, version.content)
-
-
 def _changed(error: InvalidRequest) -> APIError:
     """What somebody wrote into meanwhile is the state of the thing, not of the request."""
     return Conflict(error.detail, type="revision_mismatch") if error.type == CHANGED else error
-
-
-def _refusal(error: RLTError | OSError) -> RLTError:
-    """What the caller is told: refusals as they are, all else as a policy that cannot be used."""
-    if isinstance(error, InvalidRequest):
-        error = _changed(error)
-    if isinstance(error, Conflict | InvalidRequest) and not error.errors:
-        return at("/source", error)
-    if isinstance(error, APIError):
-        return error
-    return at("/source", InvalidRequest(str(error), type="unusable_policy"))
 
 
 def _facts(ref: ModelRef) -> dict[str, str]:

@@ -60,6 +60,14 @@ class Sources:
         self._roots = roots
         self._model = model
 
+    def inside(self, folder: Path) -> None:
+        """Raises `InvalidRequest` (path_not_allowed): the roots may be others than when it was published."""
+        self._roots.resolve(str(folder))
+
+    def said(self, error: Exception) -> str:
+        """Without the roots: where they lie is nobody's business."""
+        return self._roots.hide(str(error))
+
     def folder(self, source: str, kind: ModelKind) -> Path:
         """Raises:
         InvalidRequest: path_not_allowed, for what lies in the folder too.
