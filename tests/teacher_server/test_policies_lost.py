@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from types import SimpleNamespace
 
 import pytest
-from plugins.fake_engine import PROBE, QUICK, FakeEngine, eventually, pool, weights
+from plugins.fake_engine import PROBE, QUICK, FakeEngine, eventually, pool, refusal, weights
 from plugins.policy_world import World, held_by, publish
 
 from rlt_client.errors import Conflict, InvalidRequest
 from rlt_client.schemas.policies import LoadPolicy
 from rlt_service.paths import AllowedRoots
+from rlt_service.revision import model_revision
+from rlt_teacher_server.engine.pool import pressure
 from rlt_teacher_server.policies.starting import serving
 
 
@@ -142,3 +145,34 @@ async def test_a_refusal_does_not_tell_where_the_roots_lie(world):
         with pytest.raises(InvalidRequest, match=r"adapter_config.json: runs/nothing") as caught:
             await served.host.load(LoadPolicy(name="x", source="runs/nothing"))
         assert str(world.root) not in str(caught.value)
+
+
+async def test_a_way_out_that_is_refused_too_changes_nothing(world):
+    gone, dead = world.engine(), world.engine()
+    async with world.serving(gone, dead) as served:
+        folder, other = world.full("v2", 5), world.full("v3", 6)
+        revision = (await publish(served, folder, activate=True)).version.ref.revision
+        shutil.rmtree(folder)
+        dead.kill()
+        gone.restart()
+        gone.refuses[model_revision(other)] = refusal()
+        await eventually(lambda: "gone" in (served.engines.figures()[0].detail or ""))
+        with pytest.raises(InvalidRequest):
+            await publish(served, other, name="v3", activate=True)
+        assert active(served).revision == revision
+        world.full("v2", 5)
+        await eventually(lambda: served.engines.figures()[0].up)
+        assert await held_by(served) == revision
+
+
+async def test_the_rate_behind_retry_after_does_not_sink_when_many_people_look(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(pressure, "time", SimpleNamespace(monotonic=lambda: now))
+    queue = pressure.Queue(FakeEngine())
+    for finished in (0, 10):
+        await queue.read(inside=40, finished=finished)
+        now += 1
+    for _ in range(50):
+        await queue.read(inside=40, finished=10)
+        now += 0.002
+    assert queue.seconds_until(10) < 10

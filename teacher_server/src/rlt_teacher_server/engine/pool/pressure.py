@@ -15,6 +15,7 @@ __all__ = ["Queue", "check"]
 
 READ_S: Final = 2.0  # a gauge that takes longer is not known
 STALE_S: Final = 5.0  # a gauge that old says nothing
+MEASURE_S: Final = 0.5  # between two looks at the rate: whoever asks for the gauges often must not change it
 MEMORY: Final = 0.8  # weight of the past in the running estimate of samples per second
 SHORTEST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 60.0  # the estimate behind a longer one would be worth nothing
@@ -27,7 +28,7 @@ class Queue:
         self._engine = engine
         self._gauges: Gauges | None = None
         self._waiting = 0
-        self._read = self._asked = -math.inf
+        self._read = self._asked = self._measured = -math.inf
         self._finished = 0
         self._rate = 0.0
 
@@ -71,13 +72,15 @@ class Queue:
             self._gauges = None
             return
         self._waiting = max(gauges.waiting, inside - gauges.running)
-        self._measure(finished, time.monotonic())
+        self._read = now = time.monotonic()
+        if now - self._measured >= MEASURE_S:
+            self._measure(finished, now)
 
     def _measure(self, finished: int, now: float) -> None:
-        if now - self._read < STALE_S:
-            rate = (finished - self._finished) / max(now - self._read, 1e-3)
+        if now - self._measured < STALE_S:
+            rate = (finished - self._finished) / (now - self._measured)
             self._rate = MEMORY * self._rate + (1 - MEMORY) * rate if self._rate else rate
-        self._finished, self._read = finished, now
+        self._finished, self._measured = finished, now
 
 
 def check(queues: Sequence[Queue], most: int) -> None:
