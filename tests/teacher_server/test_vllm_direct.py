@@ -216,6 +216,44 @@ def test_an_answer_that_nobody_asked_for_is_never_taken_for_one(run):
     run(test, ([OK, OK.replace(b"hi", b"no")], False), ([OK.replace(b"hi", b"ho")], False))
 
 
+def test_two_answers_at_once_are_one_too_many(run):
+    async def test(client, web):
+        assert (await client.post("/x", content=b"?")).content == b"hi"
+        assert (await client.post("/x", content=b"?")).content == b"ho"
+        assert web.connections == 2
+
+    run(test, ([OK + FAILED], False), ([OK.replace(b"hi", b"ho")], False))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_goes_before_an_answer_is_none(run, apart):
+    early = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
+
+    async def test(client, web):
+        response = await client.post("/x", content=b"?")
+        assert (response.status_code, response.content) == (200, b"hi")
+        assert "link" not in response.headers
+
+    run(test, ([early, OK] if apart else [early + OK], False))
+
+
+def test_another_protocol_is_no_answer(run):
+    async def test(client, web):
+        with pytest.raises(httpx.TransportError):
+            await client.post("/x", content=b"?")
+
+    run(test, ([b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nyz"], False))
+
+
+def test_a_header_cannot_begin_another_one(run):
+    async def test(client, web):
+        with pytest.raises(httpx.LocalProtocolError, match="line break"):
+            await client.post("/x", content=b"?", headers={"authorization": "Bearer a\nx-admin: 1"})
+        assert web.connections == 0
+
+    run(test, ([OK], False))
+
+
 def test_nobody_there(run, tmp_path):
     async def test(client, web):
         async with httpx.AsyncClient(transport=Direct()) as other:

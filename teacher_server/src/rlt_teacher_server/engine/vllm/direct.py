@@ -2,7 +2,8 @@
 
 A piece costs 30 µs here, from the socket to the list of tokens, and 150 µs with the connections of httpx (uvloop, one
 core): at 500 streams of 20 tokens a second that is a third of a core, or more than one has.
-Not here: proxies, HTTP/2, time limits but the one for connecting. The caller bounds the time.
+Not here: proxies, HTTP/2, bodies that only the end of the connection ends, time limits but the one for connecting. The
+caller bounds the time.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class Direct(httpx.AsyncBaseTransport):
         self._idle: list[_Connection] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        content = await request.aread()
+        head, content = _head(request), await request.aread()
         connection = self._reusable() or await self._open(request)
         try:
-            connection.send(_head(request) + content)
+            connection.send(head + content)
             await connection.answered()
         except BaseException:
             connection.close()
@@ -144,10 +145,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._complete:
-                raise httptools.HttpParserError("more than was asked for")
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._failure = httpx.RemoteProtocolError(f"not HTTP: {error}")
             self._transport.abort()
         self._wake()
@@ -156,6 +155,10 @@ class _Connection(asyncio.Protocol):
         if self._failure is None:
             self._failure = httpx.ReadError(f"the connection broke off{f': {error}' if error else ''}")
         self._wake()
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("more than was asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value))
@@ -167,7 +170,10 @@ class _Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete, self._keeps = True, self._parser.should_keep_alive()
+        if self.status < 200:  # it only says that the answer will come
+            self._begin()
+        else:
+            self._complete, self._keeps = True, self._parser.should_keep_alive()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -186,8 +192,11 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _head(request: httpx.Request) -> bytes:
+    """Raises `httpx.LocalProtocolError`."""
     lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
     lines += [b"%s: %s" % header for header in request.headers.raw]
+    if any(b"\n" in line or b"\r" in line for line in lines):
+        raise httpx.LocalProtocolError("a header with a line break would be two", request=request)
     return b"\r\n".join((*lines, b"", b""))
 
 
