@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -140,6 +141,14 @@ async def refusal(launch: Launch) -> str:
 
 
 # Running
+
+
+@pytest.mark.parametrize("written", ["./python", "python"])
+async def test_its_interpreter_may_be_named_as_in_a_shell(written, fake, monkeypatch):
+    monkeypatch.chdir(fake.folder)
+    monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
+    async with launched(replace(fake.launch(), python=Path(written)), 1) as addresses:
+        assert await post(addresses["vllm-0"]) == 200
 
 
 async def test_replicas_run_behind_sockets_of_a_private_folder_and_end_with_it(fake):

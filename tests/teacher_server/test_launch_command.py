@@ -54,6 +54,7 @@ def test_on_a_processor():
 def test_on_gpus():
     assert flags_of(Flags(MODEL, device="gpu", tensor_parallel=2)) == ALWAYS | {
         "--dtype": "auto",
+        "--stream-interval": "4",
         "--gpu-memory-utilization": "0.9",
         "--tensor-parallel-size": "2",
     }
@@ -234,6 +235,12 @@ async def test_the_embedded_engine_has_no_address(tiny_model):
         ({"engine": "http://a,transformers"}, "`transformers` stands alone"),
         ({"engine": "http://a,http://a/"}, "names an engine twice"),
         ({"engine": ","}, "must name an engine"),
+        ({"engine": "http://"}, "'http://' is no address: http://host:port"),
+        ({"engine": "http://a:99999"}, "'http://a:99999' is no address: http://host:port"),
+        ({"engine": "http://a:1/v1"}, "'http://a:1/v1': leave out /v1"),
+        ({"engine": "http://a:1/?x=1"}, "'http://a:1/?x=1' is no address: http://host:port"),
+        ({"engine": "http://a", "engine_key": "a\nb"}, "--engine-key must be of printable ASCII characters"),
+        ({"engine": "http://a", "reward_key": "schlüssel"}, "--reward-key must be of printable ASCII characters"),
         ({"engine_replicas": 2}, "--engine-replicas goes with --engine launch"),
         ({"engine": "http://a", "engine_args": "--seed 1"}, "--engine-args goes with --engine launch"),
         ({"engine": "launch", "engine_max_lora_rank": 7}, "must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from typing import Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -109,7 +110,9 @@ class Settings(ServerSettings):
         description="launch: seconds until a started vLLM has given a token: 140 GB over a network, compiled",
     )
     engine_args: str = Field(
-        "", description='launch: more flags for `vllm serve`, as in a shell: --engine-args="--max-num-seqs 64"'
+        "",
+        description='launch: more flags for `vllm serve`, as in a shell: --engine-args="--max-num-seqs 64". They go '
+        "before what it is told anyway: on GPUs --stream-interval 4, for example (a stream's tokens come by four)",
     )
     formats: Path | None = Field(None, description="folder of your own prompt formats (*.toml)")
     format: str = Field("stratos", description="format of requests that name none; the model must be able to take it")
@@ -190,6 +193,14 @@ class Settings(ServerSettings):
             raise ValueError(f"max_samples ({self.max_samples}) must hold one request: at least {MAX_SAMPLES}")
         return self
 
+    @model_validator(mode="after")
+    def _keys_fit_a_header(self) -> Self:
+        """Told without the key: what a field's own validator refuses is shown."""
+        for name, key in (("engine", self.engine_key), ("reward", self.reward_key)):
+            if key and not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
+                raise ValueError(f"--{name}-key must be of printable ASCII characters: is there a line break in it?")
+        return self
+
     @property
     def engine_flags(self) -> tuple[str, ...]:
         return tuple(shlex.split(self.engine_args))
@@ -201,4 +212,19 @@ def _address(engine: str) -> str:
         raise ValueError(f"{engine!r} is neither `{IN_PROCESS}`, `{LAUNCH}` nor an address (http://…, unix:/…)")
     if engine.startswith("unix:") and len(engine.removeprefix("unix:").encode()) > LONGEST_SOCKET:
         raise ValueError(f"a Unix socket's path has at most {LONGEST_SOCKET} bytes")
+    if engine.startswith("http"):
+        _check_url(engine)
     return engine.rstrip("/")
+
+
+def _check_url(engine: str) -> None:
+    """Raises ValueError."""
+    parts = urlsplit(engine)
+    try:
+        fine = parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
+    except ValueError:  # of its port
+        fine = False
+    if not fine:
+        raise ValueError(f"{engine!r} is no address: http://host:port")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError(f"{engine!r}: leave out /v1, there is more than that to ask of vLLM")

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["LORA_RANKS", "OURS", "Address", "Command", "Device", "Flags", "command"]
+__all__ = ["LORA_RANKS", "OURS", "SAFE_PATH", "Address", "Command", "Device", "Flags", "command"]
 
 Device = Literal["cpu", "gpu"]
 
 MEBIBYTE: Final = 2**20
 KEPT_LORAS: Final = 64  # in the machine's memory, which they take when they are loaded; no more can be loaded
+GPU_STREAM_INTERVAL: Final = 4
+"""Tokens in one event of a stream, but for the first, which goes alone: what an event costs, there and here, limits how
+many streams of a fast model there can be. On a processor, which is slow, an event a token."""
 LOOPBACK: Final = "127.0.0.1"
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes; an adapter of a lower rank fits."""
@@ -34,6 +37,9 @@ OURS: Final = {
 }
 """Flags that must not be changed behind our back, and what to use in their place."""
 
+SAFE_PATH: Final = {"PYTHONSAFEPATH": "1"}
+"""Else `python -m` and `python -c`, vLLM's own too, import from whatever folder they are run in."""
+
 ENVIRONMENT: Final = {
     "VLLM_SERVER_DEV_MODE": "1",  # routes for new weights and a clean prefix cache
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # routes for adapters
@@ -42,7 +48,7 @@ ENVIRONMENT: Final = {
     "VLLM_DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",  # the model is a folder: nothing has to be asked
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONSAFEPATH": "1",  # vLLM starts `python -m …`, which would import from whatever folder this is run in
+    **SAFE_PATH,
     "PYTHONUNBUFFERED": "1",  # a log that ends mid-sentence hides why it died
 }
 
@@ -137,6 +143,7 @@ def _on_cpu(flags: Flags) -> Iterator[str]:
 
 def _on_gpu(flags: Flags) -> Iterator[str]:
     yield from ("--dtype", flags.dtype)
+    yield from ("--stream-interval", str(GPU_STREAM_INTERVAL))
     if flags.cache_mib is not None:
         yield from ("--kv-cache-memory-bytes", str(flags.cache_mib * MEBIBYTE))
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rlt_teacher_server.launch.command import Device
+from rlt_teacher_server.launch.command import SAFE_PATH, Device
 from rlt_teacher_server.launch.errors import LaunchFailed
 
 __all__ = ["OLDEST", "Installed", "installed"]
@@ -70,6 +71,7 @@ async def _ask(python: Path) -> tuple[str | None, str | None, bool]:
     try:
         process = await asyncio.create_subprocess_exec(
             *(str(python), "-c", QUESTION),
+            env=os.environ | SAFE_PATH,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

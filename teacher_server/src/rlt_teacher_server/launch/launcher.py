@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -48,6 +49,7 @@ async def launched(launch: Launch, token: int) -> AsyncIterator[dict[str, str]]:
     Raises:
         LaunchFailed: one of them cannot be started; none runs then.
     """
+    launch = replace(launch, python=_absolute(launch.python))
     found = await installed(launch.python)
     device = _device(launch, found)
     gpus = await visible_gpus(os.environ) if device == "gpu" else []
@@ -57,6 +59,11 @@ async def launched(launch: Launch, token: int) -> AsyncIterator[dict[str, str]]:
             servers = [_server(each, children, launch, found, token) for each in planned]
             async with _running(servers):
                 yield {each.name: each.address for each in planned}
+
+
+def _absolute(python: Path) -> Path:
+    """It is started in another folder. Links are not followed: they tell an interpreter its environment."""
+    return Path(shutil.which(python) or python).absolute()
 
 
 def _device(launch: Launch, found: Installed) -> Device:
