@@ -21,12 +21,12 @@ __all__ = ["router"]
 router = Router(tags=["teacher"], dependencies=[requires(Scope.explain)])
 
 
-def _explainer(request: Request) -> ExplainService:
+async def _explainer(request: Request) -> ExplainService:
     service: ExplainService = request.app.state.explainer
     return service
 
 
-def _generator(request: Request) -> GenerateService:
+async def _generator(request: Request) -> GenerateService:
     service: GenerateService = request.app.state.generator
     return service
 

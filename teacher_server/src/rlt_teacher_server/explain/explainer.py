@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 from rlt_client.schemas.common import GenStatus, ModelRef
 from rlt_client.schemas.explain import Explanation, ExplanationFlag
 from rlt_client.schemas.reward import Score
 from rlt_teacher_server import outcome
-from rlt_teacher_server.concurrency import together
+from rlt_teacher_server.concurrency import aside, together
 from rlt_teacher_server.engine.base import Sample, SampleRequest
 from rlt_teacher_server.engine.pool import Group
 from rlt_teacher_server.explain.listener import Listener
@@ -23,6 +23,8 @@ from rlt_teacher_server.scoring import Scorer, ScoringPlan
 from rlt_teacher_server.seeds import derive_seed
 
 __all__ = ["Explainer", "Outcome"]
+
+BRIEF: Final = 256  # tokens, read in a few tenths of a millisecond; 16,000 would hold up the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,9 @@ class Explainer:
         if isinstance(result, Failure):
             explanation = outcome.failed(asked, result.problem, index)
         else:
-            explanation = await asyncio.to_thread(  # decoding 16,000 tokens would hold up the event loop
-                outcome.finished, self._sampler.model.codec, plan.wanted.format, asked, result, index
-            )
+            codec, format = self._sampler.model.codec, plan.wanted.format
+            brief = len(result.token_ids) <= BRIEF
+            explanation = await aside(outcome.finished, codec, format, asked, result, index, brief=brief)
             if plan.options.return_tokens:
                 explanation.teacher = outcome.teacher_tokens(asked, result, origin.policy.revision)
         explanation.policy = origin.policy

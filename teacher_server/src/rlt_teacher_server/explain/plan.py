@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.formats import Format
@@ -12,12 +12,15 @@ from rlt_client.prompts import Untokenizable, teacher_prompt
 from rlt_client.schemas.explain import ExplainOptions, Incomplete
 from rlt_teacher_server.catalog import Catalog, Entry
 from rlt_teacher_server.checks import check_options, check_problem, check_samples
+from rlt_teacher_server.concurrency import aside
 from rlt_teacher_server.engine.base import SampleRequest
 from rlt_teacher_server.sampler import Sampler
 from rlt_teacher_server.scoring import Scorer, ScoringPlan
 from rlt_teacher_server.seeds import fresh_seed
 
 __all__ = ["Plan", "Planner", "Wanted"]
+
+BRIEF: Final = 2000  # characters of a problem, encoded in half a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Planner:
             Unavailable: no engine has ever been up.
         """
         check_problem(question, answer, at)
-        prompt = await asyncio.to_thread(self._encode, wanted.format, question, answer)
+        brief = len(question) + len(answer) <= BRIEF
+        prompt = await aside(self._encode, wanted.format, question, answer, brief=brief)
         options = wanted.options
         sampling = SampleRequest(
             prompt_token_ids=prompt,

@@ -19,7 +19,7 @@ SHORTEST_WORD: Final = 3  # shorter ones are everywhere; patterns begin with `th
 LIKE_ASCII: Final = (("\u0130", "i"), ("\u0131", "i"), ("\u017f", "s"))
 """What `re.IGNORECASE` takes for an ASCII letter, and `str.lower` does not turn into it alone."""
 
-FEW: Final = 25  # tries, which cost together what looking for a word costs
+TRY: Final = 800  # characters of a text that are searched for a word in the time of one try
 
 Range = tuple[int, int]
 
@@ -133,8 +133,9 @@ def matches(pattern: re.Pattern[str], of: Part, searched: Searched) -> Iterator[
 def _starts(of: Part, searched: Searched) -> list[Range]:
     """Where a match may begin, as seen from the words that it holds, as long as looking for those saves trying."""
     starts: list[Range] = [(0, len(searched.text))]
+    few = 1 + len(searched.text) // TRY
     for each in of.holds:
-        if sum(last - first + 1 for first, last in starts) <= FEW * len(each.words):
+        if sum(last - first + 1 for first, last in starts) <= few * len(each.words):
             break
         own = _joined((place - each.most, place - each.least) for place in searched.places(each.words))
         starts = list(_common(starts, list(own)))
