@@ -140,6 +140,16 @@ async def refusal(launch: Launch) -> str:
     return str(caught.value)
 
 
+async def test_a_folder_called_vllm_is_none(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    launch = Launch(Path(sys.executable), Flags(Path("/models/tiny")))
+    assert f"{sys.executable} has no vLLM: name an interpreter that has it with --engine-python" in await refusal(
+        launch
+    )
+
+
 # Running
 
 

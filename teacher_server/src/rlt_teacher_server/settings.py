@@ -111,8 +111,8 @@ class Settings(ServerSettings):
     )
     engine_args: str = Field(
         "",
-        description='launch: more flags for `vllm serve`, as in a shell: --engine-args="--max-num-seqs 64". They go '
-        "before what it is told anyway: on GPUs --stream-interval 4, for example (a stream's tokens come by four)",
+        description='launch: more flags for `vllm serve`, as in a shell: --engine-args="--max-num-seqs 64". They win '
+        "over what it is told anyway, on GPUs --stream-interval 4 for example (a stream's tokens come by four)",
     )
     formats: Path | None = Field(None, description="folder of your own prompt formats (*.toml)")
     format: str = Field("stratos", description="format of requests that name none; the model must be able to take it")
