@@ -21,6 +21,7 @@ from rlt_service.settings import ServerSettings
 from rlt_service.testing import running
 from rlt_teacher_server import sse
 from rlt_teacher_server.endpoints import router
+from rlt_teacher_server.openai.errors import OpenAIErrors
 
 
 def read(lines):
@@ -266,7 +267,7 @@ def test_a_client_that_does_not_read_gets_few_long_deltas_and_everything_in_the_
 def test_a_running_stream_is_finished_after_sigterm():
     scripted = Served(Scene())
     scripted.scene.pace = scripted.hold
-    drainable = Drainable(scripted.app())
+    drainable = Drainable(scripted.app(), OpenAIErrors)
     server = DrainingServer(uvicorn.Config(drainable, log_config=None), drainable, grace=20)
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -280,6 +281,8 @@ def test_a_running_stream_is_finished_after_sigterm():
                 server.handle_exit(signal.SIGTERM, None)
                 refused = client.post("/explain", json=BODY)
                 assert (refused.status_code, refused.json()["type"]) == (503, "stopping")
+                refused = client.get("/v1/models")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
                 scripted.gate.set()
                 assert list(names)[-1] == "done"
         thread.join(20)

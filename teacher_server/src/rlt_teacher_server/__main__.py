@@ -15,8 +15,9 @@ def main() -> NoReturn:
 
     from rlt_service.server import serve
     from rlt_teacher_server.app import build
+    from rlt_teacher_server.openai.errors import OpenAIErrors
 
-    serve(lambda: build(settings), settings, prog=PROG)
+    serve(lambda: build(settings), settings, prog=PROG, refusals=OpenAIErrors)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import asyncio
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -22,11 +23,20 @@ __all__ = ["Drainable", "DrainingServer"]
 STILL_ANSWERED: Final = frozenset({"/livez", "/metrics"})  # the process lives, and its last figures are wanted
 
 
-class Drainable:
-    """Counts the requests under way, and refuses new ones once `closing`."""
+def _as_it_is(app: ASGIApp) -> ASGIApp:
+    return app
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class Drainable:
+    """Counts the requests under way, and refuses new ones once `closing`.
+
+    Args:
+        refusals: a middleware that rewrites refusals as the app's own middleware would.
+    """
+
+    def __init__(self, app: ASGIApp, refusals: Callable[[ASGIApp], ASGIApp] = _as_it_is) -> None:
         self.app = app
+        self._refusals = refusals
         self.closing = False
         self.running = 0
 
@@ -36,7 +46,7 @@ class Drainable:
         elif self.closing and scope["path"] not in STILL_ANSWERED:
             response = error_response(STOPPING)
             response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            await self._refusals(response)(scope, receive, send)
         else:
             await self._count(scope, receive, send)
 

@@ -45,13 +45,23 @@ class CannotListen(RLTError):
     """The address cannot be had, or must not."""
 
 
-def serve(app_factory: Callable[[], FastAPI], settings: ServerSettings, *, prog: str | None = None) -> NoReturn:
-    """Run until a signal, then exit. `app_factory` must be cheap: what takes long belongs into the app's lifespan."""
+def serve(
+    app_factory: Callable[[], FastAPI],
+    settings: ServerSettings,
+    *,
+    prog: str | None = None,
+    refusals: Callable[[ASGIApp], ASGIApp] | None = None,
+) -> NoReturn:
+    """Run until a signal, then exit. `app_factory` must be cheap: what takes long belongs into the app's lifespan.
+
+    Args:
+        refusals: a middleware of the app that rewrites refusals, for those that are given while it stops.
+    """
     name = prog or Path(sys.argv[0]).name
     logs.configure(settings.log_level, settings.log_format, service=name)
     try:
         with _exit_on_sigterm():
-            sys.exit(_run(app_factory, settings))
+            sys.exit(_run(app_factory, settings, refusals))
     except RLTError as error:
         sys.stderr.write(f"{name}: error: {error}\n")
         sys.exit(1)
@@ -59,12 +69,16 @@ def serve(app_factory: Callable[[], FastAPI], settings: ServerSettings, *, prog:
         sys.exit(130)
 
 
-def _run(app_factory: Callable[[], FastAPI], settings: ServerSettings) -> int:
+def _run(
+    app_factory: Callable[[], FastAPI],
+    settings: ServerSettings,
+    refusals: Callable[[ASGIApp], ASGIApp] | None,
+) -> int:
     app = app_factory()
     check_bind(settings, app.state.auth)
     raise_file_limit()
     startup = Startup(app)
-    drainable = Drainable(startup)
+    drainable = Drainable(startup, refusals) if refusals else Drainable(startup)
     with listen(settings.host, settings.port) as listener:
         log.info("listening", extra={"url": _url(listener), "app": app.title, "version": app.version})
         server = DrainingServer(_config(drainable, settings), drainable, grace=settings.shutdown_grace_s)
