@@ -108,6 +108,7 @@ async def test_after_a_failure_the_engine_is_asked_again_what_it_serves():
         (400, {"error": {"message": "too long", "param": "input_tokens"}}, "context_overflow"),
         (400, {"error": {"message": "Token id 999 is out of vocabulary"}}, "unknown_token"),
         (400, {"error": {"message": "no"}}, "engine_refused"),
+        (413, {}, "engine_refused"),
     ],
 )
 async def test_refusals(status, body, type):
@@ -208,6 +209,9 @@ async def test_version_and_gauges():
         assert await engine.gauges() == Gauges(running=3, waiting=5)
 
 
+GAUGES = "vllm:num_requests_running", "vllm:num_requests_waiting"
+
+
 def test_gauges_of_data_parallel_engines_are_added_up():
     lines = [f'vllm:num_requests_{name}{{engine="{i}"}} {i + 1}.0' for name in ("running", "waiting") for i in range(3)]
     assert read_metrics("\n".join(lines).encode()) == Metrics(running=6, waiting=6, steps=None, born=None)
@@ -219,6 +223,8 @@ def test_gauges_of_data_parallel_engines_are_added_up():
         ("/version", httpx.Response(404, json={}), "404"),
         ("/metrics", httpx.Response(404, json={}), "--disable-log-stats"),
         ("/metrics", httpx.Response(200, text="python_info 1.0"), "--disable-log-stats"),
+        ("/metrics", httpx.Response(200, text=f"{GAUGES[0]} few\n{GAUGES[1]} 1"), "--disable-log-stats"),
+        ("/metrics", httpx.Response(200, text=f"{GAUGES[0]} +Inf\n{GAUGES[1]} NaN"), "--disable-log-stats"),
     ],
 )
 async def test_what_an_engine_must_tell(path, reply, told):

@@ -63,6 +63,11 @@ async def test_each_event_is_told_when_it_comes():
     assert told == IDS
 
 
+async def test_a_line_that_does_not_end_is_not_kept_for_ever():
+    endless = b" " * 2**23
+    assert await refused(*[endless] * 3) == "engine_failed"
+
+
 async def test_a_stream_is_asked_for_with_every_parameter():
     fake = FakeVLLM()
     async with fake.engine() as engine:

@@ -226,7 +226,7 @@ def _refused(body: bytes) -> _Refusal:
 def refusal(status: int, body: bytes) -> APIError | ItemError:
     """What a status other than 2xx means: the request's own fault, or the engine's."""
     said = _refused(body)
-    if status not in (400, 422):
+    if status not in (400, 413, 422):  # 413 is a proxy's: the engine is not to blame
         return Unavailable(f"the engine answered {status}: {said.message}", type="engine_down", retry_after=1.0)
     if said.param in ("input_tokens", "max_tokens"):
         return item_error(Reason.context_overflow, said.message)

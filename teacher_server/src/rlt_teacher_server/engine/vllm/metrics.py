@@ -6,7 +6,6 @@ Source: `vllm/v1/metrics/loggers.py` of vLLM 0.31, and the process metrics of pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,14 +46,17 @@ class Progress:
 
 
 def read_metrics(text: bytes) -> Metrics | None:
-    """None where the gauges are missing. Those of data-parallel engines behind one address are added up."""
-    running, waiting, steps = (list(_values(metric, text)) for metric in (RUNNING, WAITING, STEPS))
-    if not running or not waiting:
+    """None where the gauges are missing, or no numbers. Those of data-parallel engines behind one address are added up."""
+    try:
+        running, waiting, steps = (_sum(metric, text) for metric in (RUNNING, WAITING, STEPS))
+        born = BORN.search(text)
+        if running is None or waiting is None:
+            return None
+        return Metrics(running, waiting, steps, float(born[1]) if born else None)
+    except (ValueError, OverflowError):
         return None
-    return Metrics(
-        int(sum(running)), int(sum(waiting)), int(sum(steps)) if steps else None, next(_values(BORN, text), None)
-    )
 
 
-def _values(metric: re.Pattern[bytes], text: bytes) -> Iterator[float]:
-    return (float(value) for value in metric.findall(text))
+def _sum(metric: re.Pattern[bytes], text: bytes) -> int | None:
+    values = metric.findall(text)
+    return int(sum(map(float, values))) if values else None

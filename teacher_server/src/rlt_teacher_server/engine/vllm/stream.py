@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from rlt_client.errors import Unavailable
+from rlt_client.errors import ItemError, Unavailable
 from rlt_teacher_server.engine import wire
 from rlt_teacher_server.errors import Reason, item_error
 
 __all__ = ["Stream"]
 
 FIELD: Final = b"data: "
+LONGEST: Final = 2**24  # bytes of an event; the longest is the first, which has the ids of the prompt
 END: Final = b"[DONE]"
 
 
@@ -42,6 +43,8 @@ class Stream:
         for line in lines:
             if line.startswith(FIELD) and not line.startswith(END, len(FIELD)):
                 self._take(line[len(FIELD) :])
+        if len(self._rest) > LONGEST:
+            raise _foreign(self._rest)
         return self._ids[before:]
 
     def choice(self) -> wire.Choice:
@@ -65,7 +68,7 @@ class Stream:
             for choice in event["choices"]:
                 self._add(choice)
         except (ValueError, LookupError, TypeError) as error:
-            raise item_error(Reason.engine_failed, f"not an event of a vLLM server: {data[:100]!r}") from error
+            raise _foreign(data) from error
 
     def _add(self, choice: Any) -> None:
         ids, logprobs = choice["token_ids"], choice["logprobs"]
@@ -75,3 +78,7 @@ class Stream:
             self._ids += ids
             self._logprobs += logprobs["token_logprobs"]
         self._finish_reason = choice["finish_reason"] or self._finish_reason
+
+
+def _foreign(data: bytes) -> ItemError:
+    return item_error(Reason.engine_failed, f"not an event of a vLLM server: {data[:100]!r}")
