@@ -46,7 +46,7 @@ class Progress:
 
 
 def read_metrics(text: bytes) -> Metrics | None:
-    """None where the gauges are missing, or no numbers. Those of data-parallel engines behind one address are added up."""
+    """None where gauges are missing or no numbers. Those of data-parallel engines behind one address are added up."""
     try:
         running, waiting, steps = (_sum(metric, text) for metric in (RUNNING, WAITING, STEPS))
         born = BORN.search(text)
