@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-__all__ = ["Load", "Result", "apply"]
+__all__ = ["OPERATIONS", "Load", "Result", "apply"]
 
 OPERATIONS: Final = ("+5", "*3", "+11", "*7", "+1", "+23")
 

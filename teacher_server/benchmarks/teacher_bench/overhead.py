@@ -20,8 +20,8 @@ T = TypeVar("T")
 CLIENTS: Final = (1, 16, 64, 500)
 INTERVALS: Final = (8, 1)  # tokens of an event, vLLM's --stream-interval
 TOKENS: Final = 200
-SECONDS: Final = 15.0
-ALONE_S: Final = 40.0  # one stream after the other: 16 first tokens
+SECONDS: Final = 12.0
+ALONE_S: Final = 25.0  # one stream after the other: 10 first tokens
 ROUNDS: Final = 2
 
 
@@ -51,9 +51,7 @@ def compare(
     record: Record, case: str, clients: int, bare: Callable[[int], Load], served: Callable[[int], Load]
 ) -> None:
     """Both ways in turns; the row has the medians of the rounds."""
-    apply(
-        replace(served(0), ramp_s=0.0, seconds=0.0, streams=clients, max_tokens=2)
-    )
+    apply(replace(served(0), ramp_s=0.0, seconds=0.0, streams=clients, max_tokens=2))
     rounds = [(apply(bare(2 * i)), apply(served(2 * i + 1))) for i in range(ROUNDS)]
     failed = sum(each.failed for pair in rounds for each in pair)
     if failed:

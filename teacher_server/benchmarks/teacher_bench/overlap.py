@@ -4,14 +4,16 @@ scoring when all are there. The engines keep a pace; the samples of one seed are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from rlt_bench.measure import Record, interleaved, machine, ratio
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
-from rlt_client.schemas.reward import RewardItem, RewardRequest
+from rlt_client.schemas.reward import RewardItem, RewardRequest, Score
 from teacher_bench import server
+from teacher_bench.load import OPERATIONS
 
 __all__ = ["run"]
 
@@ -53,50 +55,66 @@ def _measure(record: Record, case: str, questions: int, ways: _Ways) -> None:
 
 
 class _Ways:
+    """All ways of a round have the same seeds, so samples of the same lengths, and questions of their own: the reward
+    server answers what it was asked before from a cache."""
+
     def __init__(self, teacher: str, reward: str, questions: int) -> None:
         self._teacher, self._reward, self._questions = teacher, reward, questions
-        self._calls = 0
+        self._round = 0
 
     def generate(self) -> None:
-        self._calls += 1  # once a round: all ways of a round have its seeds
-        asyncio.run(self._all(lambda t, _, seed: self._explain(t, seed, score=False)))
+        self._round += 1
+        asyncio.run(self._all(0, self._explain))
 
     def overlapped(self) -> None:
-        asyncio.run(self._all(lambda t, _, seed: self._explain(t, seed, score=True)))
+        asyncio.run(self._all(1, self._explain_and_score))
 
     def serial(self) -> None:
-        asyncio.run(self._all(self._explain_then_score))
+        asyncio.run(self._all(2, self._explain_then_score))
 
-    async def _all(self, ask: Callable) -> None:  # type: ignore[type-arg]
+    async def _all(self, way: int, ask: _Ask) -> None:
         async with AsyncTeacherClient(self._teacher) as teacher, AsyncRewardClient(self._reward) as reward:
-            seeds = range(self._calls * self._questions, (self._calls + 1) * self._questions)
-            await asyncio.gather(*(ask(teacher, reward, seed) for seed in seeds))
+            seeds = range(self._round * self._questions, (self._round + 1) * self._questions)
+            await asyncio.gather(*(ask(teacher, reward, _problem(seed, way)) for seed in seeds))
 
-    async def _explain(self, teacher: AsyncTeacherClient, seed: int, *, score: bool) -> ExplainResponse:
-        reply = await teacher.explain(_problem(seed, score=score))
-        if score and any(each.score is None or each.score.reward is None for each in reply.explanations):
-            raise SystemExit(f"not scored: {[each.score for each in reply.explanations]}")
+    async def _explain(
+        self, teacher: AsyncTeacherClient, _: AsyncRewardClient, request: ExplainRequest
+    ) -> ExplainResponse:
+        return await teacher.explain(request)
+
+    async def _explain_and_score(
+        self, teacher: AsyncTeacherClient, reward: AsyncRewardClient, request: ExplainRequest
+    ) -> ExplainResponse:
+        reply = await self._explain(teacher, reward, request.model_copy(update={"score": True}))
+        _all_scored([each.score for each in reply.explanations])
         return reply
 
-    async def _explain_then_score(self, teacher: AsyncTeacherClient, reward: AsyncRewardClient, seed: int) -> None:
-        reply = await self._explain(teacher, seed, score=False)
-        asked = _problem(seed, score=False)
-        items = [
-            RewardItem(question=asked.question, answer=asked.answer, teacher=e.teacher) for e in reply.explanations
-        ]
-        scored = await reward.score_all(RewardRequest(items=items, format="mini"))
-        if any(item.reward is None for item in scored.items):
-            raise SystemExit(f"not scored: {scored.items}")
+    async def _explain_then_score(
+        self, teacher: AsyncTeacherClient, reward: AsyncRewardClient, request: ExplainRequest
+    ) -> ExplainResponse:
+        reply = await self._explain(teacher, reward, request)
+        question, answer = request.question, request.answer
+        items = [RewardItem(question=question, answer=answer, teacher=each.teacher) for each in reply.explanations]
+        _all_scored((await reward.score_all(RewardRequest(items=items, format="mini"))).items)
+        return reply
 
 
-def _problem(seed: int, *, score: bool) -> ExplainRequest:
-    question = f"Q {seed % 61} A +5 B *3 C +11"
+_Ask = Callable[[AsyncTeacherClient, AsyncRewardClient, ExplainRequest], Coroutine[Any, Any, ExplainResponse]]
+
+
+def _all_scored(scores: Sequence[Score | None]) -> None:
+    if any(score is None or score.reward is None for score in scores):
+        raise SystemExit(f"not scored: {scores}")
+
+
+def _problem(seed: int, way: int) -> ExplainRequest:
+    draw = random.Random(f"{seed} {way}")  # noqa: S311 - no secret
+    steps = " ".join(f"{letter} {draw.choice(OPERATIONS)}" for letter in "ABCDEFGH")
     return ExplainRequest(
-        question=question,
-        answer=str(seed % 61),
+        question=f"Q {draw.randrange(61)} {steps}",
+        answer=str(draw.randrange(61)),
         n=SAMPLES,
         seed=seed,
         max_tokens=LONGEST,
-        score=score,
         return_tokens=True,
     )
