@@ -14,7 +14,7 @@ CLIENTS: Final = 500
 STEPS: Final = 8
 STREAMS: Final = 2_500  # a step
 TOKENS: Final = 100
-INTERVAL: Final = 8
+INTERVAL: Final = 4
 
 
 def run(command: str) -> Record:

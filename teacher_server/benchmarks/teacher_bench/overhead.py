@@ -18,7 +18,7 @@ __all__ = ["compare", "run"]
 T = TypeVar("T")
 
 CLIENTS: Final = (1, 16, 64, 500)
-INTERVALS: Final = (8, 1)  # tokens of an event, vLLM's --stream-interval
+INTERVALS: Final = (4, 1)  # tokens of an event, vLLM's --stream-interval: of one launched on a GPU, and vLLM's default
 TOKENS: Final = 200
 SECONDS: Final = 12.0
 ALONE_S: Final = 25.0  # one stream after the other: 10 first tokens
