@@ -1,9 +1,4 @@
-"""docs/openai.md runs: every cell, in order, with curl and OpenAI's own client, against a stack of tiny models.
-
-Cells are the fenced `bash` and `python` blocks; the fenced `text` block after one is what it printed. Models differ in
-the last digits from machine to machine, so words are compared and numbers left out. `RLT_WRITE_PAGES=1` writes what was
-printed into the page.
-"""
+"""docs/openai.md runs: every cell, in order, with curl and OpenAI's own client, against a stack of tiny models."""
 
 from __future__ import annotations
 
@@ -11,10 +6,11 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from plugins.pages import Cell, check
 
 from rlt_service.testing import running
 from rlt_teacher_server.app import build
@@ -25,7 +21,6 @@ from rlt_teacher_server.settings import Settings
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "openai.md"
 PYTHON = ROOT / ".clients" / "bin" / "python"
-CELL = re.compile(r"```(?P<kind>bash|python)\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 RUNNER = """
 import contextlib, io, json, sys
 names, printed = {}, []
@@ -50,35 +45,16 @@ def run(command: list[str], given: str, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def outputs(cells: list[re.Match[str]], environment: dict[str, str]) -> Iterator[str]:
+def outputs(cells: Sequence[Cell], environment: dict[str, str]) -> Iterator[str]:
     """Python's share one process, as the page's reader has one."""
-    codes = [cell["code"] for cell in cells if cell["kind"] == "python"]
+    codes = [cell.code for cell in cells if cell.kind == "python"]
     printed = iter(json.loads(run([str(PYTHON), "-c", RUNNER], json.dumps(codes), environment)))
     for cell in cells:
-        yield next(printed) if cell["kind"] == "python" else run(["bash", "-s"], cell["code"], environment)
-
-
-def shape(output: str) -> list[list[str]]:
-    """The words of each line, without numbers, hashes and what the tiny model writes."""
-    return [
-        re.findall(r"[a-z_]{3,}", re.sub(r"(sha256:|chatcmpl-|tiny-warmup-)\w+", "", line))
-        for line in output.splitlines()
-    ]
+        yield next(printed) if cell.kind == "python" else run(["bash", "-s"], cell.code, environment)
 
 
 def test_every_cell_prints_what_the_page_shows(environment: dict[str, str]) -> None:
-    page = PAGE.read_text()
-    cells = list(CELL.finditer(page))
-    written, differing = page, []
-    for cell, output in zip(cells, outputs(cells, environment), strict=True):
-        shown = f"```{cell['kind']}\n{cell['code']}```\n" + (f"\n```text\n{output}```\n" if output else "")
-        written = written.replace(cell[0], shown)
-        if shape(output) != shape(cell["output"] or ""):
-            differing.append((cell["output"], output))
-    if os.environ.get("RLT_WRITE_PAGES"):
-        PAGE.write_text(written)
-    else:
-        assert not differing
+    check(PAGE, lambda cells: outputs(cells, environment))
 
 
 def test_every_extra_is_named() -> None:
