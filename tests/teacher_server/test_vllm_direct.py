@@ -22,12 +22,13 @@ class Web:
 
     def __init__(self, *scripts: tuple[list[bytes], bool]) -> None:
         self.scripts = list(scripts)
-        self.connections = 0
+        self.connections = self.open = 0
         self.asked: list[tuple[bytes, bytes]] = []
         self.begun, self.lost = asyncio.Event(), asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -47,6 +48,7 @@ class Web:
             pass
         finally:
             self.lost.set()
+            self.open -= 1
             writer.close()
 
 
@@ -140,6 +142,21 @@ def test_one_that_was_idle_for_long_is_not(run, monkeypatch):
         await asyncio.sleep(0.02)
         await client.post("/x", content=b"?")
         assert web.connections == 2
+
+    run(test, ([OK], False))
+
+
+def test_those_that_nobody_will_use_again_are_let_go(run, monkeypatch):
+    """After a burst one connection is enough for all that follows."""
+    monkeypatch.setattr(direct, "IDLE_S", 0.2)
+
+    async def test(client, web):
+        await asyncio.gather(*(client.post("/x", content=b"?") for _ in range(8)))
+        assert web.open == 8
+        async with asyncio.timeout(5):
+            while web.open > 1:
+                await client.post("/x", content=b"?")
+                await asyncio.sleep(0.02)
 
     run(test, ([OK], False))
 

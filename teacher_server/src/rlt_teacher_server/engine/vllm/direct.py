@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,8 @@ class Direct(httpx.AsyncBaseTransport):
 
     def __init__(self, socket: Path | None = None) -> None:
         self._socket = socket
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
+        """In the order in which they became idle; used again from the end, let go from the beginning."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         head, content = _head(request), await request.aread()
@@ -49,8 +51,7 @@ class Direct(httpx.AsyncBaseTransport):
 
     def _reusable(self) -> _Connection | None:
         while self._idle:
-            connection = self._idle.pop()
-            if connection.open and time.monotonic() - connection.used < IDLE_S:
+            if (connection := self._idle.pop()).fresh:
                 return connection
             connection.close()
         return None
@@ -73,6 +74,8 @@ class Direct(httpx.AsyncBaseTransport):
         """A server may answer 500 and close the connection thereafter."""
         if connection.reusable and connection.status < 500:
             connection.used = time.monotonic()
+            while self._idle and not self._idle[0].fresh:
+                self._idle.popleft().close()
             self._idle.append(connection)
         else:
             connection.close()
@@ -103,6 +106,10 @@ class _Connection(asyncio.Protocol):
     @property
     def open(self) -> bool:
         return self._failure is None and not self._transport.is_closing()
+
+    @property
+    def fresh(self) -> bool:
+        return self.open and time.monotonic() - self.used < IDLE_S
 
     @property
     def reusable(self) -> bool:
