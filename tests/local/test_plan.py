@@ -35,9 +35,10 @@ def test_the_teacher_server_starts_vllm_itself(teacher, tmp_path: Path) -> None:
     assert env["RLT_TEACHER_ENGINE_MEMORY_MIB"] == "512"
 
 
-def test_other_engines_are_named_as_they_are(teacher) -> None:
-    env = teacher(engine="http://gpu:8000").env
-    assert env["RLT_TEACHER_ENGINE"] == "http://gpu:8000"
+@pytest.mark.parametrize("engine", ["http://gpu:8000", "http://a:1,http://b:1", "unix:/run/vllm.sock"])
+def test_other_engines_are_named_as_they_are(teacher, engine: str) -> None:
+    env = teacher(engine=engine).env
+    assert env["RLT_TEACHER_ENGINE"] == engine
     assert "RLT_TEACHER_ENGINE_PYTHON" not in env
 
 

@@ -22,7 +22,7 @@ class StackOptions(BaseModel):
     student: str | None = Field(default=None, description="the teacher's model if left out")
     format: str | None = Field(default=None, description="`mini` for the tiny models, `stratos` for others")
     formats: Path | None = Field(default=None, description="folder of own prompt formats")
-    engine: str = Field(default=TRANSFORMERS, description="transformers, vllm, or the address of a vLLM server")
+    engine: str = Field(default=TRANSFORMERS, description="transformers, vllm, or addresses of vLLM servers")
     engine_env: Path = Field(default=Path(".engine"), description="vLLM's environment")
     engine_memory_mib: int | None = Field(
         default=None, ge=64, description="vLLM's memory for keys and values; 256 for the tiny models, else 4096"
@@ -41,8 +41,8 @@ class StackOptions(BaseModel):
     @field_validator("engine")
     @classmethod
     def _an_engine(cls, engine: str) -> str:
-        if engine not in (TRANSFORMERS, VLLM) and not engine.startswith(("http://", "https://")):
-            raise ValueError(f"{engine!r} is neither {TRANSFORMERS}, {VLLM} nor an address (http://…)")
+        if engine not in (TRANSFORMERS, VLLM) and not engine.startswith(("http://", "https://", "unix:/")):
+            raise ValueError(f"{engine!r} is neither {TRANSFORMERS}, {VLLM} nor an address (http://…, unix:/…)")
         return engine
 
     @property
