@@ -55,12 +55,12 @@ def test_keep_best_with_nothing_complete_keeps_nothing(status):
 
 
 def test_keep_best_without_a_single_reward_keeps_nothing():
-    assert chosen([explanation(0), explanation(1)], keep="best") == ([], None, Dropped(not_best=2))
+    assert chosen([explanation(0), explanation(1)], keep="best") == ([], None, Dropped(unscored=2))
 
 
 def test_min_reward_includes_its_own_value_and_drops_what_has_no_reward():
     given = [explanation(0, -2.0), explanation(1, -2.5), explanation(2), explanation(3, UNSCORED)]
-    assert chosen(given, min_reward=-2.0) == ([0], 0, Dropped(min_reward=3))
+    assert chosen(given, min_reward=-2.0) == ([0], 0, Dropped(min_reward=1, unscored=2))
 
 
 def test_the_best_can_be_dropped_by_min_reward_like_any_other():
@@ -103,7 +103,7 @@ def test_incomplete_ones_are_dropped_only_where_that_is_asked_for(incomplete):
 def test_everything_dropped_is_an_empty_list():
     given = [explanation(0, -1.0, "truncated"), explanation(1, -1.0, leaks=True), explanation(2)]
     options = {"incomplete": "drop", "drop_leaks": True, "min_reward": -5.0}
-    assert chosen(given, **options) == ([], None, Dropped(incomplete=1, leaks=1, min_reward=1))
+    assert chosen(given, **options) == ([], None, Dropped(incomplete=1, leaks=1, unscored=1))
 
 
 def test_what_is_doomed_before_it_has_a_reward():

@@ -149,7 +149,7 @@ async def test_what_will_be_dropped_is_not_scored():
     reply = await scene.service.explain(asked(n=3, score=True, incomplete="drop", drop_leaks=True))
     assert scene.scored == ["Two and two."]
     assert [each.index for each in reply.explanations] == [0]
-    assert reply.dropped.model_dump() == {"incomplete": 1, "leaks": 1, "min_reward": 0, "not_best": 0}
+    assert reply.dropped.model_dump() == {"incomplete": 1, "leaks": 1, "min_reward": 0, "unscored": 0, "not_best": 0}
     assert scene.counted('rlt_teacher_dropped_total{reason="leaks"}') == 1
     assert scene.counted('rlt_teacher_leaks_total{pattern="given-solution"}') == 1
 

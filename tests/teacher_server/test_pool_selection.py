@@ -217,18 +217,22 @@ async def test_what_is_counted():
 
 async def test_who_is_refused_is_told_when_to_come_back(monkeypatch):
     """50 wait, of which 30 are too many; 10 were finished in the last second: 3 s."""
-    engine, now = FakeEngine(), 1000.0
+    engine, now, inside = FakeEngine(), 1000.0, 0
     monkeypatch.setattr(engine, "gauges", waiting(50))
     monkeypatch.setattr(pressure.time, "monotonic", lambda: now)
-    queue = pressure.Queue(engine)
-    await queue.read(0, 100)
+    queue = pressure.Queue(engine, lambda: inside)
+    await queue.read(100)
     assert queue.seconds_until(20) == 1.0  # nothing is known yet
     now += 1
-    await queue.read(0, 110)
+    await queue.read(110)
     assert queue.seconds_until(20) == pytest.approx(3.0)
     assert queue.seconds_until(49) == 1.0
     now += 1
-    await queue.read(0, 110)  # 0.8 · 10 + 0.2 · 0 = 8 a second
+    await queue.read(110)  # 0.8 · 10 + 0.2 · 0 = 8 a second
     assert queue.seconds_until(10) == pytest.approx(5.0)
+    inside = 40
+    await queue.read(110)
+    inside = 10  # 30 have left since
+    assert queue.waiting == 20
     now += 10
     assert (queue.gauges, queue.waiting) == (None, 0)  # what is so old says nothing

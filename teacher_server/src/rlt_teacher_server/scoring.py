@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,8 @@ from rlt_client.schemas.reward import (
 from rlt_teacher_server.kl import RewardAbilities, needed_changes, refusal
 
 __all__ = ["Scorer", "ScoringPlan"]
+
+log = logging.getLogger(__name__)
 
 REMEMBERED_S: Final = 30.0  # a reward server that was restarted with other models is noticed within this time
 UNKNOWN_S: Final = 5.0  # one that is down is asked again after this time
@@ -100,7 +103,8 @@ class Scorer:
             self._ask_soon()
             if isinstance(error, InvalidRequest):
                 raise
-            return _failed("scorer_unavailable", _title(error), str(error))
+            log.warning("an explanation was not scored: %s", error)
+            return _failed("scorer_unavailable", _title(error), _public(error))
         if scored.format.hash != format.hash:
             detail = f"the reward server's {format.name!r} is {scored.format.hash}, this server's is {format.hash}"
             return _failed("format_mismatch", "The two servers' formats differ", detail)
@@ -132,6 +136,11 @@ class Scorer:
 def _title(error: RLTError) -> str:
     """A refusal here, such as a wrong key or an unknown format, is between the two servers, not the caller's doing."""
     return "The reward server refused" if isinstance(error, APIError) else "The reward server does not answer"
+
+
+def _public(error: RLTError) -> str:
+    """Where the reward server is, is nobody's business."""
+    return f"{error.type}: {error.detail or error.title}" if isinstance(error, APIError) else type(error).__name__
 
 
 def _failed(type: str, title: str, detail: str) -> Score:

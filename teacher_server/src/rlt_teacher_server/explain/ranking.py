@@ -31,7 +31,7 @@ def select(explanations: Iterable[Explanation], options: ExplainOptions) -> Sele
             reasons[reason] += 1
     chosen = best(kept)
     if options.keep is Keep.best:
-        reasons["not_best"] = len(kept) - (chosen is not None)
+        reasons.update(_lost_to_best(explanation) for explanation in kept if explanation.index != chosen)
         kept = [explanation for explanation in kept if explanation.index == chosen]
     return Selection(kept, chosen, Dropped(**reasons))
 
@@ -67,7 +67,14 @@ def _reason(explanation: Explanation, options: ExplainOptions) -> str | None:
     if flaw is not None or options.min_reward is None:
         return flaw
     reward = reward_of(explanation)
-    return "min_reward" if reward is None or reward < options.min_reward else None
+    if reward is None:
+        return "unscored"
+    return "min_reward" if reward < options.min_reward else None
+
+
+def _lost_to_best(explanation: Explanation) -> str:
+    missing = explanation.gen_status is GenStatus.complete and reward_of(explanation) is None
+    return "unscored" if missing else "not_best"
 
 
 def _flaw(explanation: Explanation, options: ExplainOptions) -> str | None:

@@ -34,6 +34,7 @@ def reply(plan: Plan, policies: Sequence[ModelRef], outcomes: Sequence[Outcome],
         format=plan.wanted.format.ref,
         seed=plan.sampling.seed,
         dropped=selection.dropped,
+        unscored=next((each.score.error for each in explanations if each.score and each.score.error), None),
         comparison=compare(policies, explanations) if compared else None,
         usage=ExplanationUsage(
             prompt_tokens=len(plan.sampling.prompt_token_ids),

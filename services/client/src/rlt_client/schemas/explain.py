@@ -183,7 +183,8 @@ class Dropped(Reply):
 
     incomplete: int = 0
     leaks: int = 0
-    min_reward: int = Field(default=0, description="a lower reward than asked for, or none")
+    min_reward: int = Field(default=0, description="a lower reward than asked for")
+    unscored: int = Field(default=0, description="no reward, where one was needed: `unscored` of the reply says why")
     not_best: int = 0
 
 
@@ -210,6 +211,7 @@ class ExplainResponse(Reply):
     format: FormatRef
     seed: int | None = Field(default=None, description="of the request, drawn if it named none: repeats it")
     dropped: Dropped = Dropped()
+    unscored: Problem | None = Field(default=None, description="why the first explanation without a reward has none")
     comparison: list[PolicySummary] | None = Field(default=None, description="of `policies`, in their order")
     usage: ExplanationUsage
     timing: Timing

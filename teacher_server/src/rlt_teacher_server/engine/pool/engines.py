@@ -134,7 +134,7 @@ class Engines:
     async def infos(self) -> list[EngineInfo]:
         """What is known of each of them; their gauges are read now."""
         serving = [replica for replica in self._fleet.replicas if replica.serving]
-        await asyncio.gather(*(replica.queue.read(replica.samples, replica.finished) for replica in serving))
+        await asyncio.gather(*(replica.queue.read(replica.finished) for replica in serving))
         return self.figures()
 
     def figures(self) -> list[EngineInfo]:

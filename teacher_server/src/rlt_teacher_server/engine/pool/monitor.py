@@ -126,7 +126,7 @@ class Monitor:
         if replica.samples:
             await self._gets_on()
         if replica.samples or replica.queue.wanted:
-            await replica.queue.read(replica.samples, replica.finished)
+            await replica.queue.read(replica.finished)
         if time.monotonic() - self._compared >= options.same_s:
             await self._compare()
         if replica.serving and not replica.samples and time.monotonic() - replica.proved >= options.proof_s:

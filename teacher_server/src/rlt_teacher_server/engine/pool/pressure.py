@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rlt_client.errors import Overloaded, Unavailable
@@ -22,10 +22,16 @@ LONGEST_RETRY_S: Final = 60.0  # the estimate behind a longer one would be worth
 
 
 class Queue:
-    """The queue before one engine, as it was last read."""
+    """The queue before one engine, as it was last read.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        inside: samples that are in it now: those that do not run wait, wherever they do it.
+    """
+
+    def __init__(self, engine: Engine, inside: Callable[[], int]) -> None:
         self._engine = engine
+        self._inside = inside
+        self._inside_then = 0
         self._gauges: Gauges | None = None
         self._waiting = 0
         self._read = self._asked = self._measured = -math.inf
@@ -39,8 +45,9 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """0 where it is not known."""
-        return self._waiting if self.gauges else 0
+        """0 where it is not known. Samples that have left since it was read wait no more."""
+        left = max(self._inside_then - self._inside(), 0)
+        return max(self._waiting - left, 0) if self.gauges else 0
 
     @property
     def wanted(self) -> bool:
@@ -58,20 +65,16 @@ class Queue:
         seconds = (self.waiting - waiting) / self._rate if self._rate else SHORTEST_RETRY_S
         return min(max(seconds, SHORTEST_RETRY_S), LONGEST_RETRY_S)
 
-    async def read(self, inside: int, finished: int) -> None:
-        """Ask the engine.
-
-        Args:
-            inside: samples that were sent to it: those that do not run wait, wherever they do it.
-            finished: samples that it ever finished.
-        """
+    async def read(self, finished: int) -> None:
+        """Ask the engine. `finished`: samples that it ever finished."""
         try:
             async with asyncio.timeout(READ_S):
                 self._gauges = gauges = await self._engine.gauges()
         except (Unavailable, TimeoutError):
             self._gauges = None
             return
-        self._waiting = max(gauges.waiting, inside - gauges.running)
+        self._inside_then = self._inside()
+        self._waiting = max(gauges.waiting, self._inside_then - gauges.running)
         self._read = now = time.monotonic()
         if now - self._measured >= MEASURE_S:
             self._measure(finished, now)

@@ -66,7 +66,7 @@ class Replica:
         """To bring it up, successful or not."""
         self.life = 0
         """Grows whenever it goes out or comes in: what began in an earlier life says nothing of this one."""
-        self.queue = Queue(engine)
+        self.queue = Queue(engine, lambda: self.samples)
         self.lock = asyncio.Lock()
         """Held while something is loaded or unloaded."""
         self._woken = asyncio.Event()
