@@ -92,17 +92,17 @@ def test_garbage_instead_of_http(crowd: Hostile, explained: Callable[[], list[st
     assert len(explained()) == 2
 
 
-def test_hundreds_of_streams_at_once_a_connection_each(fuzzed: str, body: dict[str, Any]) -> None:
+def test_many_streams_at_once_a_connection_each(fuzzed: str, body: dict[str, Any]) -> None:
     lasts: list[str] = []
 
     def call() -> None:
-        for _ in range(5):
+        for _ in range(3):
             reply = httpx.post(f"{fuzzed}/explain", json=body | {"stream": True}, timeout=120).text
             lasts.append([line for line in reply.splitlines() if line.startswith("event: ")][-1])
 
-    threads = [threading.Thread(target=call) for _ in range(40)]
+    threads = [threading.Thread(target=call) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert lasts == ["event: done"] * 200
+    assert lasts == ["event: done"] * 60

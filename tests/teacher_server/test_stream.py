@@ -304,7 +304,7 @@ def test_a_client_that_leaves_is_seen_on_vllm_s_own_gauge(vllm_engine, settings,
         running(lambda: build(settings(engine=vllm_engine))) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        body = problem | {"n": 16, "max_tokens": 240, "temperature": 2.0, "stream": True}
+        body = problem | {"n": 128, "max_tokens": 240, "temperature": 2.0, "stream": True}  # seconds of work
         with client.stream("POST", "/explain", json=body) as response:
             names = (name for name, _ in read(response.iter_lines()))
             assert [next(names) for _ in range(2)] == ["started", "delta"]
