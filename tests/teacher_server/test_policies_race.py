@@ -82,9 +82,7 @@ async def change(served, world, draws):
 async def test_no_request_gets_another_version_than_it_is_told(tmp_path, count):
     draws = random.Random(count)
     world = World(tmp_path)
-    engines = [
-        world.engine(seconds=0.03) for _ in range(count)
-    ]  # a loop without a pause would starve changes
+    engines = [world.engine(seconds=0.03) for _ in range(count)]  # a loop without a pause would starve changes
     seen, made = weakref.WeakSet(), Counter()
     async with world.serving(*engines, state=tmp_path / "state.json", **PATIENT) as served:
         callers = Callers(served, draws)
