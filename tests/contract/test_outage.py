@@ -83,6 +83,7 @@ async def test_an_engine_that_dies_is_unavailable_until_it_is_back(make, door, a
         assert same(await engine.sample(ask(seed=2)), before)
 
 
+@pytest.mark.slow
 async def test_the_api_says_503_and_recovers(tiny_model, door, mini):
     settings = Settings(model=str(tiny_model), engine=door.url, format="mini")
     body = {"question": mini.probe.question, "answer": mini.probe.answer, "max_tokens": 20, "n": 3}

@@ -95,6 +95,7 @@ def test_garbage_instead_of_http(fuzzed: str, crowd: Hostile, item: RewardItem) 
     assert scores(fuzzed, item) < 0
 
 
+@pytest.mark.slow
 def test_thousands_of_calls_at_once_a_connection_each(fuzzed: str, item: RewardItem) -> None:
     wanted, found = scores(fuzzed, item), []
     body = {"items": [item.model_dump(exclude_none=True)]}

@@ -382,6 +382,7 @@ def test_the_tokenizer_of_sent_log_probs(settings: SettingsOf, other_tokenizer: 
 # Under load
 
 
+@pytest.mark.slow
 def test_requests_that_began_keep_their_version(server: Server, variant: Variant) -> None:
     """A switch under load: a reply's revision was current at some moment of its life, and its numbers are its own."""
     steps = [1, 2, 3, 4, 5, 6]

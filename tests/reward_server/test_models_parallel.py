@@ -204,6 +204,7 @@ def test_sigterm_ends_both(pair: Process) -> None:
     pair.follower.wait(10)
 
 
+@pytest.mark.slow
 def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
     process = Process(shared, formats_dir)
     try:
