@@ -18,7 +18,7 @@ __all__ = ["router"]
 router = Router(tags=["models"])
 
 
-def _host(request: Request) -> ModelHost:
+async def _host(request: Request) -> ModelHost:
     host: ModelHost = request.app.state.models
     return host
 

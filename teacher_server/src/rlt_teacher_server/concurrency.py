@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar, TypeVarTuple
 
-__all__ = ["aside", "together"]
+__all__ = ["Unattended", "aside", "together"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -25,3 +28,32 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+class Unattended:
+    """Works that go on when whoever asked for them has gone: half of one would be a state of its own."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Its result, or what it raises."""
+        return await asyncio.shield(self.begin(work, name))
+
+    async def stop(self) -> None:
+        """Break off what has not ended."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Somebody has to look at the error of what nobody waits for any more."""
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.info("an unattended work failed", extra={"work": task.get_name(), "reason": str(error)})

@@ -25,7 +25,7 @@ __all__ = ["router"]
 router = Router(tags=["policies"])
 
 
-def _host(request: Request) -> PolicyHost:
+async def _host(request: Request) -> PolicyHost:
     host: PolicyHost = request.app.state.policies
     return host
 

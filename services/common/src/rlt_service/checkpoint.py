@@ -16,6 +16,7 @@ __all__ = [
     "check_adapter",
     "first_line",
     "read_json",
+    "tensor_shapes",
     "tensors",
     "weight_files",
 ]
@@ -97,6 +98,23 @@ def tensors(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         for name in opened.keys():  # noqa: SIM118  # not a dict
             tensor = opened.get_slice(name)
             yield name, tensor.get_dtype(), tuple(tensor.get_shape())
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a folder's tensors by name, from the headers of its safetensors.
+
+    Raises:
+        UnusableModel: they cannot be read, or there are none: pickles are never read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        files = weight_files(folder)
+        if not files or files[0].suffix != ".safetensors":
+            raise UnusableModel(f"{folder}: it has no safetensors; weights in other files are not read")
+        return {name: shape for file in files for name, _, shape in tensors(file)}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError) as error:
+        raise UnusableModel(f"{folder}: its weights cannot be read: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

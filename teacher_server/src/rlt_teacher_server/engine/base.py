@@ -28,6 +28,7 @@ __all__ = [
     "SampleRequest",
     "Watch",
     "check",
+    "overflow",
     "with_stops",
 ]
 
@@ -166,10 +167,15 @@ class Engine(Protocol):
 
 def check(request: SampleRequest, limits: Limits) -> None:
     """Raises `ItemError` (context_overflow) where prompt and budget do not fit."""
-    prompt, budget = len(request.prompt_token_ids), request.max_tokens
-    if prompt + budget > limits.max_model_len:
-        detail = f"{prompt} tokens of prompt and {budget} of budget, the model takes {limits.max_model_len} together"
+    if detail := overflow(len(request.prompt_token_ids), request.max_tokens, limits):
         raise item_error(Reason.context_overflow, detail)
+
+
+def overflow(prompt: int, budget: int, limits: Limits) -> str | None:
+    """In what way so many tokens do not fit; None where they do."""
+    if prompt + budget <= limits.max_model_len:
+        return None
+    return f"{prompt} tokens of prompt and {budget} of budget, the model takes {limits.max_model_len} together"
 
 
 def with_stops(request: SampleRequest, token_ids: tuple[int, ...]) -> SampleRequest:

@@ -13,6 +13,7 @@ from rlt_client.errors import APIError, InvalidRequest
 from rlt_client.schemas.explain import Done, ExplainEvent, Explanation, Started
 from rlt_service.pointers import at
 from rlt_teacher_server.catalog import Catalog
+from rlt_teacher_server.engine.base import overflow
 from rlt_teacher_server.explain import ExplainService, ExplainStream
 from rlt_teacher_server.openai.chunks import ChunkWriter
 from rlt_teacher_server.openai.errors import error_body
@@ -66,11 +67,7 @@ class ChatService:
         """A refusal that programs branch on comes before the reply begins."""
         assert isinstance(started, Started)  # by the contract of streams
         limits = await self._sampler.engines.limits()
-        prompt, budget = started.prompt_tokens, asked.explain.max_tokens or 1
-        if prompt + budget > limits.max_model_len:
-            detail = (
-                f"{prompt} tokens of prompt and {budget} of budget, the model takes {limits.max_model_len} together"
-            )
+        if detail := overflow(started.prompt_tokens, asked.explain.max_tokens or 1, limits):
             raise at("/max_tokens", InvalidRequest(detail, type="context_overflow"))
 
     async def _frames(self, asked: Asked, stream: ExplainStream, first: Sequence[ExplainEvent]) -> AsyncIterator[bytes]:

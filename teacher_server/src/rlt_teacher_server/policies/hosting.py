@@ -16,6 +16,7 @@ from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.models import ModelKind
 from rlt_client.schemas.policies import EngineInfo, LoadPolicy
 from rlt_service.pointers import at
+from rlt_teacher_server.concurrency import Unattended
 from rlt_teacher_server.engine.base import Adapter
 from rlt_teacher_server.engine.pool import Engines
 from rlt_teacher_server.metrics import TeacherMetrics
@@ -65,7 +66,7 @@ class PolicyHost:
         self._state = state
         self._metrics = metrics
         self._one_at_a_time = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._unattended = Unattended()
 
     @property
     def book(self) -> Book:
@@ -171,13 +172,11 @@ class PolicyHost:
 
     def begin(self) -> None:
         """Load what belongs into the engines, as soon as they are up."""
-        self._run(self._restore(), "policies: restore")
+        self._unattended.begin(self._restore(), "policies: restore")
 
     async def aclose(self) -> None:
         """Changes that have not ended are broken off; what is on the disk is the state before them."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._unattended.stop()
         await self.policies.aclose()
 
     # Changes
@@ -252,19 +251,7 @@ class PolicyHost:
 
     async def _change(self, kind: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Goes on when the caller has gone: half of a change would be a state of its own."""
-        return await asyncio.shield(self._run(self._alone(kind, work), f"policies: {kind}"))
-
-    def _run(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        task = asyncio.create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        """Somebody has to look at the error of what nobody waits for any more."""
-        self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.info("a change of policies failed", extra={"change": task.get_name(), "reason": str(error)})
+        return await self._unattended.finish(self._alone(kind, work), f"policies: {kind}")
 
     async def _alone(self, kind: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with self._one_at_a_time:

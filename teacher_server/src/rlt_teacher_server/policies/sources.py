@@ -16,8 +16,7 @@ from rlt_service.checkpoint import (
     check_adapter,
     first_line,
     read_json,
-    tensors,
-    weight_files,
+    tensor_shapes,
 )
 from rlt_service.paths import AllowedRoots
 from rlt_service.revision import ModelNotFound, model_revision
@@ -47,8 +46,6 @@ UNTOLD: Final = frozenset(
 """Fields of a configuration that do not change what weights compute here: trainers and versions of transformers write
 them as they like. A turn ends where the served model's does, and engines know their number format."""
 TOLD: Final = 5  # differences that a refusal lists
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Sources:
@@ -115,7 +112,7 @@ class Sources:
 
     def _same_tensors(self, folder: Path) -> None:
         """Engines read what they know by name, and keep the old values of what is missing."""
-        own, served = _shapes(folder), self._shapes
+        own, served = tensor_shapes(folder), self._shapes
         if served is None:
             return
         wrong = [name for name in sorted(own.keys() | served.keys()) if own.get(name) != served.get(name)]
@@ -126,25 +123,12 @@ class Sources:
             raise UnusableModel(f"{folder}: weights are missing, too many, or of another shape than served: {told}")
 
     @cached_property
-    def _shapes(self) -> Shapes | None:
+    def _shapes(self) -> dict[str, tuple[int, ...]] | None:
         """None of a served model whose weights are pickles."""
         try:
-            return _shapes(self._model.folder)
+            return tensor_shapes(self._model.folder)
         except UnusableModel:
             return None
-
-
-def _shapes(folder: Path) -> Shapes:
-    """Raises `UnusableModel`, for pickles too: they are never read."""
-    from safetensors import SafetensorError
-
-    try:
-        files = weight_files(folder)
-        if not files or files[0].suffix != ".safetensors":
-            raise UnusableModel(f"{folder}: it has no safetensors; weights in other files are not read")
-        return {name: shape for file in files for name, _, shape in tensors(file)}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError) as error:
-        raise UnusableModel(f"{folder}: its weights cannot be read: {first_line(error)}") from error
 
 
 def _differences(own: Mapping[str, Any], served: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,8 +18,8 @@ from rlt_client.cli.connection import (
     Key,
     Service,
     StateDir,
+    call,
     find_service,
-    reach,
 )
 from rlt_client.cli.errors import FAILED
 
@@ -221,9 +220,4 @@ def _follow(service: Service, build: int, *, as_json: bool) -> None:
 def _call(service: Service, work: Callable[[AsyncJobsClient], Awaitable[T]], *, patience: float = PATIENCE) -> T:
     from rlt_client.jobs import AsyncJobsClient
 
-    async def run() -> T:
-        await reach(service)
-        async with AsyncJobsClient(service.url, key=service.key, patience=patience) as jobs:
-            return await work(jobs)
-
-    return asyncio.run(run())
+    return call(AsyncJobsClient, service, work, patience=patience)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
 from rlt_client.errors import TransportError
+
+if TYPE_CHECKING:
+    from rlt_client.aio import ServiceClient
 
 __all__ = [
     "LONG_PATIENCE",
@@ -21,9 +26,13 @@ __all__ = [
     "Service",
     "StateDir",
     "TeacherURL",
+    "call",
     "find_service",
     "reach",
 ]
+
+C = TypeVar("C", bound="ServiceClient")
+T = TypeVar("T")
 
 DEFAULT_STATE = Path(".rlt")
 PORTS = {"teacher": 8001, "reward": 8002, "jobs": 8003}
@@ -80,6 +89,21 @@ def _read_key(stack: dict[str, Any]) -> str | None:
         return Path(stack["key_file"]).read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError, KeyError, TypeError):
         return None
+
+
+def call(client: type[C], service: Service, work: Callable[[C], Awaitable[T]], *, patience: float = PATIENCE) -> T:
+    """What `work` makes of a client of the service, once the service has given a sign of life.
+
+    Raises:
+        TransportError: nobody answers there; and what `work` raises.
+    """
+
+    async def run() -> T:
+        await reach(service)
+        async with client(service.url, key=service.key, patience=patience) as connected:
+            return await work(connected)
+
+    return asyncio.run(run())
 
 
 async def reach(service: Service) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from rlt_client.cli.choices import RoleName
-from rlt_client.cli.connection import DEFAULT_STATE, PATIENCE, Key, RewardURL, Service, StateDir, find_service, reach
+from rlt_client.cli.connection import DEFAULT_STATE, Key, RewardURL, Service, StateDir, call, find_service
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,15 +100,10 @@ def unload(
     _call(find_service("reward", reward_url, key, state), ask)
 
 
-def _call(service: Service, call: Callable[[AsyncRewardClient], Awaitable[T]]) -> T:
-    async def run() -> T:
-        from rlt_client.aio import AsyncRewardClient
+def _call(service: Service, work: Callable[[AsyncRewardClient], Awaitable[T]]) -> T:
+    from rlt_client.aio import AsyncRewardClient
 
-        await reach(service)
-        async with AsyncRewardClient(service.url, key=service.key, patience=PATIENCE) as client:
-            return await call(client)
-
-    return asyncio.run(run())
+    return call(AsyncRewardClient, service, work)
 
 
 def _table(models: Iterable[ModelInfo]) -> Table:

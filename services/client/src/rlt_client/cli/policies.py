@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from rlt_client.cli.connection import DEFAULT_STATE, PATIENCE, Key, Service, StateDir, TeacherURL, find_service, reach
+from rlt_client.cli.connection import DEFAULT_STATE, Key, Service, StateDir, TeacherURL, call, find_service
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,15 +146,10 @@ def delete(
     _call(find_service("teacher", teacher_url, key, state), ask)
 
 
-def _call(service: Service, call: Callable[[AsyncTeacherClient], Awaitable[T]]) -> T:
-    async def run() -> T:
-        from rlt_client.aio import AsyncTeacherClient
+def _call(service: Service, work: Callable[[AsyncTeacherClient], Awaitable[T]]) -> T:
+    from rlt_client.aio import AsyncTeacherClient
 
-        await reach(service)
-        async with AsyncTeacherClient(service.url, key=service.key, patience=PATIENCE) as client:
-            return await call(client)
-
-    return asyncio.run(run())
+    return call(AsyncTeacherClient, service, work)
 
 
 def _tell(policy: PolicyInfo) -> None:

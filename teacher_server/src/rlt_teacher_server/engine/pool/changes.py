@@ -6,25 +6,22 @@ One change at a time; and each goes on to its end when its caller has gone: half
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from rlt_client.errors import APIError, Conflict, ItemError, Unavailable
+from rlt_client.errors import Conflict, ItemError, Unavailable
+from rlt_teacher_server.concurrency import Unattended
 from rlt_teacher_server.engine.base import Adapter, FullWeights
 from rlt_teacher_server.engine.pool.fleet import Fleet
 from rlt_teacher_server.engine.pool.held import Target
 from rlt_teacher_server.engine.pool.reconciling import Reconciler
-from rlt_teacher_server.engine.pool.replica import Replica, State
+from rlt_teacher_server.engine.pool.replica import FAILURES, Replica, State
 
 __all__ = ["Changes"]
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
-FAILURES: Final = (APIError, ItemError, TimeoutError)
 REFUSAL_S: Final = 5.0  # for an engine to refuse, once more, what it refused before
 
 
@@ -33,7 +30,7 @@ class Changes:
         self._fleet = fleet
         self._reconciler = reconciler
         self._one = asyncio.Lock()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._unattended = Unattended()
 
     async def add(self, adapter: Adapter) -> None:
         await self._finish(self._add(adapter))
@@ -46,16 +43,10 @@ class Changes:
         await self._others(stale)
 
     async def stop(self) -> None:
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        await self._unattended.stop()
 
     async def _finish(self, change: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(self._alone(change), name="change of policies")
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
+        return await self._unattended.finish(self._alone(change), "change of engines")
 
     async def _alone(self, change: Coroutine[Any, Any, T]) -> T:
         try:
@@ -67,12 +58,6 @@ class Changes:
             return await change
         finally:
             self._one.release()
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        """Whoever asked may have gone: somebody has to look at its error."""
-        self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.info("a change of policies failed", extra={"detail": str(error)})
 
     # Adapters
 

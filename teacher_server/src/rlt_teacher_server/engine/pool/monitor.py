@@ -7,16 +7,15 @@ import logging
 import time
 from typing import Final, NoReturn
 
-from rlt_client.errors import APIError, ItemError, Unavailable
+from rlt_client.errors import Unavailable
 from rlt_teacher_server.engine.pool.fleet import Fleet
 from rlt_teacher_server.engine.pool.reconciling import Reconciler
-from rlt_teacher_server.engine.pool.replica import Replica, State
+from rlt_teacher_server.engine.pool.replica import FAILURES, Replica, State
 
 __all__ = ["Monitor"]
 
 log = logging.getLogger(__name__)
 
-FAILURES: Final = (APIError, ItemError, TimeoutError)
 TRIES: Final = 2  # before samples are ended that may still be under way
 SHORTEST_S: Final = 0.05  # between two attempts, however many requests ask for one
 

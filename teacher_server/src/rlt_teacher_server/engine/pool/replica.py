@@ -17,7 +17,7 @@ from rlt_teacher_server.engine.pool.held import Held, Target
 from rlt_teacher_server.engine.pool.options import Events
 from rlt_teacher_server.engine.pool.pressure import Queue
 
-__all__ = ["DOWN", "Replica", "State"]
+__all__ = ["DOWN", "FAILURES", "Replica", "State"]
 
 
 class State(Enum):
@@ -31,6 +31,8 @@ class State(Enum):
 log = logging.getLogger(__name__)
 
 DOWN: Final = "engine_down"
+FAILURES: Final = (APIError, ItemError, TimeoutError)
+"""What an engine may raise that is its own doing."""
 SERVING: Final = (State.up, State.leaving)
 
 

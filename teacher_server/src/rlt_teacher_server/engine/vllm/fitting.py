@@ -20,8 +20,8 @@ from rlt_service.checkpoint import (
     check_adapter,
     first_line,
     read_json,
+    tensor_shapes,
     tensors,
-    weight_files,
 )
 
 __all__ = ["fit_adapter", "fit_weights", "unusable"]
@@ -40,8 +40,8 @@ def unusable(detail: str) -> InvalidRequest:
 
 def fit_weights(base: Path, folder: Path) -> None:
     """Raises `InvalidRequest` (unusable_policy) unless the tensors of both have the same names and shapes."""
-    with _reading(folder):
-        own, served = _shapes(folder), _shapes(base)
+    with _reading(folder, base):
+        own, served = tensor_shapes(folder), tensor_shapes(base)
         tied = read_json(base / "config.json").get("tie_word_embeddings")
     wrong = sorted(name for name in own.keys() | served.keys() if own.get(name) != served.get(name))
     if tied:
@@ -53,10 +53,10 @@ def fit_weights(base: Path, folder: Path) -> None:
 
 def fit_adapter(base: Path, folder: Path) -> None:
     """Raises `InvalidRequest` (unusable_policy) unless each tensor is half of a pair, of a module of the model."""
-    with _reading(folder):
+    with _reading(folder, base):
         check_adapter(folder)
         config = read_json(folder / ADAPTER_CONFIG)
-        own, served = dict(_tensors([folder / ADAPTER_WEIGHTS])), _shapes(base)
+        own, served = {name: shape for name, _, shape in tensors(folder / ADAPTER_WEIGHTS)}, tensor_shapes(base)
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise unusable(f"{folder.name}: vLLM knows one rank and one alpha for all modules")
     pairs = dict(_pairs(own))
@@ -95,24 +95,13 @@ def _misfit(first: tuple[int, ...], second: tuple[int, ...], weight: tuple[int, 
     return None
 
 
-def _shapes(folder: Path) -> Shapes:
-    files = weight_files(folder)
-    if not files or files[0].suffix != ".safetensors":
-        raise UnusableModel(f"{folder}: there are no safetensors; weights in other files are not read")
-    return dict(_tensors(files))
-
-
-def _tensors(files: list[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    return ((name, shape) for file in files for name, _, shape in tensors(file))
-
-
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _reading(folder: Path, base: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
         yield
     except UnusableModel as error:
-        raise unusable(str(error).replace(str(folder), folder.name)) from error
+        raise unusable(str(error).replace(str(folder), folder.name).replace(str(base), base.name)) from error
     except (OSError, ValueError, TypeError, AttributeError, LookupError, SafetensorError) as error:
         raise unusable(f"{folder.name}: it cannot be read: {first_line(error)}") from error
