@@ -22,8 +22,8 @@ from rlt_teacher_server.openai.service import ChatService
 
 
 def parts(text: str) -> list[Any]:
-    """What the `data:` lines hold, up to `[DONE]`, which must be the last."""
-    lines = [line for line in text.split("\n\n") if line]
+    """What the `data:` lines hold, up to `[DONE]`, which must be the last; pings stand between them."""
+    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
     assert lines.pop() == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
