@@ -22,7 +22,7 @@ INTERVALS: Final = (4, 1)  # tokens of an event, vLLM's --stream-interval: of on
 TOKENS: Final = 200
 SECONDS: Final = 12.0
 ALONE_S: Final = 25.0  # one stream after the other: 10 first tokens
-ROUNDS: Final = 2
+ROUNDS: Final = 3
 
 
 def run(command: str) -> Record:

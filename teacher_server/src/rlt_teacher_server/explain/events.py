@@ -21,7 +21,7 @@ from rlt_teacher_server.explain.listener import Listener, Reason
 __all__ = ["Mailbox", "Text", "interval"]
 
 INTERVAL_S: Final = 0.05  # people see no difference below it
-MOST_WRITES: Final = 2500
+MOST_WRITES: Final = 1250
 """A second, of all streams together: each costs some 50 to 100 µs, whatever is in it."""
 
 
