@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -19,14 +20,24 @@ __all__ = [
     "BuildKind",
     "BuildPage",
     "BuildProblem",
+    "BuildReport",
     "BuildRequest",
     "BuildState",
+    "Component",
     "Dataset",
     "DatasetPage",
+    "Decile",
+    "DryRun",
     "EventPage",
     "ExportFormat",
     "ExportShape",
     "FileRef",
+    "HubSource",
+    "PriorityRequest",
+    "Reason",
+    "RerankRequest",
+    "RescoreRequest",
+    "RetryRequest",
     "SamplePage",
     "SampleRow",
     "SampleSort",
@@ -36,9 +47,12 @@ __all__ = [
     "SelectionMode",
     "ShardState",
     "Source",
+    "SourceFormat",
+    "Truncated",
     "Upload",
     "Version",
     "VersionPage",
+    "Weights",
     "storable",
 ]
 
@@ -53,6 +67,10 @@ class BuildKind(StrEnum):
     """Explanations are generated, then scored."""
     score = "score"
     """The problems carry an explanation each; they are scored only."""
+    rescore = "rescore"
+    """The samples of another build are scored again, by another student or with another reward."""
+    rerank = "rerank"
+    """Nothing is computed: another selection from the scores that a version was made of."""
 
 
 class BuildState(StrEnum):
@@ -93,6 +111,40 @@ class SampleSort(StrEnum):
     """By tokens generated."""
 
 
+class SourceFormat(StrEnum):
+    jsonl = "jsonl"
+    csv = "csv"
+    """With a header line."""
+    parquet = "parquet"
+
+
+class Component(StrEnum):
+    """What a selection may set bounds to: parts of a reward in nats, lengths in tokens."""
+
+    reward = "reward"
+    ss_mean = "ss_mean"
+    ss_min = "ss_min"
+    ss_sum = "ss_sum"
+    kl_mean = "kl_mean"
+    kl_max = "kl_max"
+    format_ = "format"
+    completion_tokens = "completion_tokens"
+    n_answer = "n_answer"
+    n_think = "n_think"
+    student_tokens = "student_tokens"
+
+
+class Truncated(StrEnum):
+    """What becomes of explanations that hit their token budget. They are never rows of a version."""
+
+    keep = "keep"
+    """Stored with their text."""
+    drop = "drop"
+    """Stored without it."""
+    retry = "retry"
+    """Asked for once more with twice the budget, then kept."""
+
+
 class ExportFormat(StrEnum):
     jsonl = "jsonl"
     parquet = "parquet"
@@ -103,6 +155,10 @@ class ExportFormat(StrEnum):
 class ExportShape(StrEnum):
     messages = "messages"
     """Chat messages that train a student: system, user = question, assistant = think text and solution."""
+    prompt_completion = "prompt_completion"
+    """The same chat, cut before what the assistant says: only that is trained on."""
+    sharegpt = "sharegpt"
+    """`conversations` of `from` (system, human, gpt) and `value`."""
     raw = "raw"
     """Every column: texts, reward, its components, provenance."""
 
@@ -159,16 +215,39 @@ class BuildProblem(Request):
         return text
 
 
+class HubSource(Request):
+    """A data set of the Hugging Face hub, or a folder that `datasets.load_dataset` reads."""
+
+    name: str = Field(min_length=1, max_length=500, description="such as `open-thoughts/OpenThoughts-114k`")
+    config: str | None = Field(default=None, max_length=200)
+    split: str = Field(default="train", min_length=1, max_length=200)
+    revision: str | None = Field(default=None, max_length=200, description="branch, tag or commit; the newest without")
+
+
 class Source(Request):
-    """Where problems are read from: JSON lines, an object with `question` and `answer` each.
+    """Where problems are read from: exactly one of `upload`, `path` and `hub`. A row has `question` and `answer`.
 
     `system` and `explanation` are read where present; all other fields are kept as the problem's `meta`.
     """
 
-    upload: UUID = Field(description="id of `POST /uploads`")
+    upload: UUID | None = Field(default=None, description="id of `POST /uploads`")
+    path: str | None = Field(
+        default=None, min_length=1, max_length=4_096, description="a file inside the folders that the service may read"
+    )
+    hub: HubSource | None = None
+    format: SourceFormat | None = Field(default=None, description="of upload or path; told by name or content without")
     columns: dict[str, str] = Field(
         default_factory=dict, description="names in the file by name here: {'question': 'prompt', 'answer': 'solution'}"
     )
+    limit: int | None = Field(default=None, ge=1, description="read so many rows at most")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if sum(place is not None for place in (self.upload, self.path, self.hub)) != 1:
+            raise ValueError("give exactly one of upload, path and hub")
+        if self.hub is not None and self.format is not None:
+            raise ValueError("format goes with upload or path")
+        return self
 
     @field_validator("columns")
     @classmethod
@@ -190,18 +269,77 @@ class Sampling(Request):
     top_k: int = Field(default=0, ge=-1, description="0 and −1: no limit")
 
 
+class Weights(Request):
+    """Other coefficients of the paper's reward (section 3.2) over components that are stored already."""
+
+    lambda_: float | None = Field(default=None, alias="lambda", ge=0, le=1e6, allow_inf_nan=False)
+    ss_min_coef: float | None = Field(default=None, allow_inf_nan=False)
+    kl_max_coef: float | None = Field(default=None, allow_inf_nan=False)
+    format_coef: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="of the format term; 1")
+
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+
 class Selection(Request):
     """Which samples become rows of the version. Only complete, scored ones are eligible."""
 
     mode: SelectionMode = SelectionMode.best
     k: int | None = Field(default=None, ge=1, le=MAX_SAMPLES_PER_PROBLEM, description="rows a problem, with `top_k`")
     min_reward: float | None = Field(default=None, allow_inf_nan=False, description="leave out what lies below")
+    at_least: dict[Component, float] = Field(default_factory=dict, description="leave out what lies below, or has none")
+    at_most: dict[Component, float] = Field(default_factory=dict, description="leave out what lies above, or has none")
+    context: int | None = Field(
+        default=None,
+        ge=1,
+        description="the student's context in its tokens: leave out rows whose text is longer",
+    )
+    without_flags: list[str] = Field(
+        default_factory=list, max_length=50, description="leave out samples that carry one of these, such as `leak`"
+    )
+    weights: Weights | None = Field(default=None, description="rank, and bound, by this reward instead")
+
+    @field_validator("at_least", "at_most")
+    @classmethod
+    def _finite(cls, bounds: dict[Component, float]) -> dict[Component, float]:
+        if not all(map(math.isfinite, bounds.values())):
+            raise ValueError("bounds are finite numbers")
+        return bounds
 
     @model_validator(mode="after")
     def _k_with_top_k(self) -> Self:
         if (self.mode is SelectionMode.top_k) != (self.k is not None):
             raise ValueError("k goes with mode top_k, and only with it")
         return self
+
+
+class RerankRequest(Request):
+    """A new version of other rows from the same samples and scores. Nothing is generated or scored."""
+
+    selection: Selection = Field(default_factory=Selection)
+
+
+class RescoreRequest(Request):
+    """The samples of a finished build, scored again; the best by that score become a new version."""
+
+    student: str | None = Field(default=None, description="name of a served student; the server's default if left out")
+    spec: Preset | SpecRequest = Field(default=Preset.rlt, description="the reward")
+    format: str | None = Field(default=None, description="name of a prompt format; the first build's if left out")
+    selection: Selection = Field(default_factory=Selection)
+    priority: int = Field(default=0, ge=0, le=9, description="9 goes first")
+
+
+class RetryRequest(Request):
+    """Ask again for samples that ended so. They are replaced by what comes."""
+
+    gen_status: list[GenStatus] = Field(
+        default_factory=lambda: [GenStatus.engine_error, GenStatus.cancelled], min_length=1
+    )
+    score_errors: bool = Field(default=False, description="score again what could not be scored; generates nothing")
+    max_tokens: int | None = Field(default=None, ge=1, description="another budget, such as for truncated ones")
+
+
+class PriorityRequest(Request):
+    priority: int = Field(ge=0, le=9, description="9 goes first")
 
 
 class BuildRequest(Request):
@@ -212,7 +350,7 @@ class BuildRequest(Request):
     """
 
     dataset: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME_PATTERN, description="made if it is new")
-    kind: BuildKind = BuildKind.generate
+    kind: Literal[BuildKind.generate, BuildKind.score] = BuildKind.generate
     problems: list[BuildProblem] | None = Field(default=None, min_length=1, max_length=MAX_INLINE_PROBLEMS)
     source: Source | None = None
     n: int = Field(default=4, ge=1, le=MAX_SAMPLES_PER_PROBLEM, description="samples of each problem")
@@ -226,6 +364,11 @@ class BuildRequest(Request):
     keep_tokens: bool = Field(
         default=False, description="keep token ids and log-probs: the traces can then be scored again with their own KL"
     )
+    deduplicate: bool = Field(
+        default=True,
+        description="drop rows whose question and answer were read before; kind `score`: rank them together",
+    )
+    truncated: Truncated = Field(default=Truncated.keep, description="what becomes of explanations that were cut off")
     priority: int = Field(default=0, ge=0, le=9, description="9 goes first")
 
     @model_validator(mode="after")
@@ -263,6 +406,7 @@ class BuildCounts(Reply):
     prompt_tokens: int
     completion_tokens: int
     bad_rows: int = Field(description="rows of the source that were refused; each is an event with line and reason")
+    duplicates: int = Field(default=0, description="rows whose question and answer were read before")
     shards: dict[ShardState, int]
 
 
@@ -274,6 +418,8 @@ class ScorerRef(Reply):
     teacher_source: str | None = Field(description="`sent`, `hosted`, or null where KL is no part of the reward")
     teacher_revision: str | None
     format_hash: str
+    dtype: str | None = None
+    engine: str | None = None
 
 
 class Build(Reply):
@@ -291,6 +437,8 @@ class Build(Reply):
     version: int | None = Field(description="id of the version that was published")
     error: Problem | None
     note: str | None = Field(default=None, description="why work was put off, such as a teacher that is down")
+    stalled_since: datetime | None = Field(default=None, description="nothing has been made since, though work waits")
+    of_build: int | None = Field(default=None, description="of `rescore` and `rerank`: whose samples these are")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -339,6 +487,7 @@ class SampleRow(Reply):
     format: float | None
     n_answer: int | None
     n_think: int | None
+    student_tokens: int | None = None
     flags: list[str]
     question: str | None = None
     answer: str | None = None
@@ -396,3 +545,52 @@ class Version(Reply):
 class VersionPage(Reply):
     items: list[Version]
     next: str | None
+
+
+class DryRun(Reply):
+    """What a build would do. Nothing was stored or asked of a model, but for lengths."""
+
+    problems: int
+    samples: int = Field(description="problems × n")
+    bad_rows: int
+    bad: list[BuildEvent] = Field(description="the first refused rows")
+    duplicates: int
+    rows_read: int = Field(description="of a long source the beginning is read, and the counts are those of it")
+    whole: bool = Field(description="whether the source was read to its end")
+    prompts: list[str] = Field(description="what the teacher would read, of five problems")
+    prompt_tokens: int | None = Field(description="of all, estimated from those five; null if the teacher is down")
+    completion_tokens: int | None = Field(description="the most that may be generated; null without a budget")
+    gpu_hours: float | None = Field(description="at `tokens_per_second`; null where that is not known")
+    tokens_per_second: float | None = Field(description="of this owner's last builds by the same policy")
+    shards: int
+
+
+class Reason(Reply):
+    """Samples that ended in the same way."""
+
+    status: str
+    reason: str | None
+    count: int
+    examples: list[tuple[int, int]] = Field(description="(problem, sample) of the first few")
+
+
+class Decile(Reply):
+    """A tenth of the problems, by length of question and answer."""
+
+    longest: int = Field(description="characters of its longest problem")
+    samples: int
+    truncated: int
+    complete: int
+
+
+class BuildReport(Reply):
+    """Why samples failed, where they were cut off, how rewards spread."""
+
+    build: int
+    counts: BuildCounts
+    generation: list[Reason] = Field(description="all that is not complete")
+    scoring: list[Reason] = Field(description="all that could not be scored")
+    flags: dict[str, int]
+    deciles: list[Decile]
+    rewards: dict[str, float] = Field(description="min, p05, p25, p50, p75, p95, max, mean, best_mean")
+    completion_tokens: dict[str, float] = Field(description="min, p05, p25, p50, p75, p95, max, mean")

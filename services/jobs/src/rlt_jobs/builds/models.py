@@ -54,6 +54,11 @@ class Build(Base):
     request_hash: Mapped[bytes]
     problems: Mapped[int] = mapped_column(server_default="0")
     bad_rows: Mapped[int] = mapped_column(server_default="0")
+    duplicates: Mapped[int] = mapped_column(server_default="0")
+    of_build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"), index=True)
+    """Whose samples are scored again or selected from; null: its own."""
+    of_version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id", use_alter=True))
+    """What the version will be derived from."""
     upload_id: Mapped[UUID | None] = mapped_column(ForeignKey("uploads.id"))
     import_line: Mapped[int] = mapped_column(BigInteger, server_default="0")
     """Lines of the source already read."""
@@ -69,6 +74,16 @@ class Build(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    stalled_at: Mapped[datetime | None]
+    """Since when nothing has been made though work waits; `stalled` says why."""
+    stalled: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
+    """Hidden since; the sweep removes it once the retention is over."""
+
+    @property
+    def data_id(self) -> int:
+        """The build that problems, samples and scores are filed under."""
+        return self.of_build_id or self.id
 
 
 class Problem(Base):
@@ -82,6 +97,8 @@ class Problem(Base):
     system: Mapped[str | None]
     explanation: Mapped[str | None]
     """What kind `score` scores."""
+    first_idx: Mapped[int | None]
+    """The first problem with the same question and answer, whose traces are ranked with this one's; null: itself."""
     meta: Mapped[dict[str, Any] | None]
 
 
@@ -161,6 +178,7 @@ class Sample(Base):
     prompt_tokens: Mapped[int] = mapped_column(server_default="0")
     completion_tokens: Mapped[int] = mapped_column(server_default="0")
     request_key: Mapped[bytes]
+    flags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     file_id: Mapped[int | None] = mapped_column(BigInteger)
     row: Mapped[int | None]
 
@@ -209,6 +227,9 @@ class Score(Base):
     format: Mapped[float | None]
     n_answer: Mapped[int | None]
     n_think: Mapped[int | None]
+    student_tokens: Mapped[int | None]
+    baseline: Mapped[float | None]
+    unmapped: Mapped[float | None]
     flags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
 
 

@@ -36,6 +36,8 @@ def build_view(row: BuildRow, totals: Totals | None, note: str | None) -> wire.B
         version=row.version,
         error=Problem.model_validate(build.error) if build.error else None,
         note=note if build.state is BuildState.running else None,
+        stalled_since=build.stalled_at if build.state is BuildState.running else None,
+        of_build=build.of_build_id,
         created_at=build.created_at,
         started_at=build.started_at,
         finished_at=build.finished_at,
@@ -58,6 +60,7 @@ def _counts(build: Build, found: Totals) -> wire.BuildCounts:
         prompt_tokens=found.prompt_tokens,
         completion_tokens=found.completion_tokens,
         bad_rows=build.bad_rows,
+        duplicates=build.duplicates,
         shards={state: found.shards.get(state.value, 0) for state in ShardState},
     )
 
@@ -87,12 +90,14 @@ def scorer_view(scorer: Scorer | None) -> wire.ScorerRef | None:
         teacher_source=scorer.teacher_source,
         teacher_revision=scorer.teacher_revision,
         format_hash=scorer.format_hash,
+        dtype=scorer.dtype,
+        engine=scorer.engine,
     )
 
 
 def sample_view(sample: Sample, score: Score | None, texts: dict[str, Any]) -> wire.SampleRow:
     """`texts`: question, answer, explanation and completion, where they were asked for."""
-    parts = ("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "n_answer", "n_think")
+    parts = ("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "n_answer", "n_think", "student_tokens")
     return wire.SampleRow(
         problem=sample.problem,
         sample=sample.sample_idx,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from rlt_jobs.database import Base
 
-__all__ = ["File", "Spool", "Upload", "Version", "VersionFile"]
+__all__ = ["ExportFile", "File", "Spool", "Upload", "Version", "VersionFile"]
 
 
 class File(Base):
@@ -56,7 +56,9 @@ class Upload(Base):
     uri: Mapped[str]
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
+    format: Mapped[str] = mapped_column(server_default="jsonl")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
 
 
 class Version(Base):
@@ -83,6 +85,7 @@ class Version(Base):
     counts: Mapped[dict[str, Any]]
     lineage: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
 
 
 class VersionFile(Base):
@@ -92,3 +95,20 @@ class VersionFile(Base):
 
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True)
     file_id: Mapped[int] = mapped_column(ForeignKey("files.id"), primary_key=True, index=True)
+
+
+class ExportFile(Base):
+    """An export that was written once and is kept for whoever asks again, or goes on with a broken download."""
+
+    __tablename__ = "exports"
+    __table_args__ = (UniqueConstraint("version_id", "format", "shape"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    format: Mapped[str]
+    shape: Mapped[str]
+    uri: Mapped[str] = mapped_column(unique=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())

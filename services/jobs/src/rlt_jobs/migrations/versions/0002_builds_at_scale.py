@@ -1,0 +1,70 @@
+"""Other sources, scoring again, selections, deletion: what builds at scale need beside the first tables."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+TIME = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    for kind in ("rescore", "rerank"):
+        op.execute(f"ALTER TYPE build_kind ADD VALUE IF NOT EXISTS '{kind}'")
+    op.add_column("builds", sa.Column("duplicates", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("builds", sa.Column("of_build_id", sa.BigInteger(), nullable=True))
+    op.add_column("builds", sa.Column("of_version_id", sa.BigInteger(), nullable=True))
+    op.add_column("builds", sa.Column("stalled_at", TIME, nullable=True))
+    op.add_column("builds", sa.Column("stalled", sa.Text(), nullable=True))
+    op.add_column("builds", sa.Column("deleted_at", TIME, nullable=True))
+    op.create_foreign_key(op.f("fk_builds_of_build_id_builds"), "builds", "builds", ["of_build_id"], ["id"])
+    op.create_foreign_key(op.f("fk_builds_of_version_id_versions"), "builds", "versions", ["of_version_id"], ["id"])
+    op.create_index(op.f("ix_builds_of_build_id"), "builds", ["of_build_id"])
+    op.add_column("problems", sa.Column("first_idx", sa.Integer(), nullable=True))
+    op.add_column("samples", sa.Column("flags", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
+    op.add_column("scores", sa.Column("student_tokens", sa.Integer(), nullable=True))
+    op.add_column("scores", sa.Column("baseline", sa.Float(), nullable=True))
+    op.add_column("scores", sa.Column("unmapped", sa.Float(), nullable=True))
+    op.add_column("uploads", sa.Column("format", sa.Text(), server_default="jsonl", nullable=False))
+    op.add_column("uploads", sa.Column("deleted_at", TIME, nullable=True))
+    op.add_column("versions", sa.Column("deleted_at", TIME, nullable=True))
+    op.create_table(
+        "exports",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("version_id", sa.BigInteger(), nullable=False),
+        sa.Column("format", sa.Text(), nullable=False),
+        sa.Column("shape", sa.Text(), nullable=False),
+        sa.Column("uri", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("created_at", TIME, server_default=sa.text("now()"), nullable=False),
+        sa.Column("asked_at", TIME, server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_exports_version_id_versions"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_exports")),
+        sa.UniqueConstraint("uri", name=op.f("uq_exports_uri")),
+        sa.UniqueConstraint("version_id", "format", "shape", name=op.f("uq_exports_version_id_format_shape")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("exports")
+    op.drop_column("versions", "deleted_at")
+    op.drop_column("uploads", "deleted_at")
+    op.drop_column("uploads", "format")
+    for name in ("unmapped", "baseline", "student_tokens"):
+        op.drop_column("scores", name)
+    op.drop_column("samples", "flags")
+    op.drop_column("problems", "first_idx")
+    op.drop_constraint("fk_builds_of_version_id_versions", "builds")
+    op.drop_constraint("fk_builds_of_build_id_builds", "builds")
+    op.drop_index("ix_builds_of_build_id", table_name="builds")
+    for name in ("deleted_at", "stalled", "stalled_at", "of_version_id", "of_build_id", "duplicates"):
+        op.drop_column("builds", name)
+    # values of an enum cannot be dropped; `rescore` and `rerank` stay
