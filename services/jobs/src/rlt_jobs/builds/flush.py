@@ -26,6 +26,7 @@ _SAMPLE = (
     "prompt_tokens",
     "completion_tokens",
     "request_key",
+    "flags",
 )
 _SCORE = (
     "reason",
@@ -38,17 +39,23 @@ _SCORE = (
     "format",
     "n_answer",
     "n_think",
+    "student_tokens",
+    "baseline",
+    "unmapped",
     "flags",
 )
-_COLUMNS = (*_SAMPLE, "score_status", *_SCORE, "texts")
+# Both tables have flags: those of the score are called so until they are in their place.
+_SENT = tuple("score_flags" if name == "flags" else name for name in _SCORE)
+_COLUMNS = (*_SAMPLE, "score_status", *_SENT, "texts")
 
 # Temporary tables live as long as the connection, so that a flush makes no catalogue rows.
 _ROWS = text("""
 CREATE TEMPORARY TABLE IF NOT EXISTS flush_rows (
     problem int, sample_idx smallint, try smallint, gen_status gen_status, gen_reason text, finish_reason text,
-    policy_revision text, prompt_tokens int, completion_tokens int, request_key bytea, score_status score_status,
-    reason text, reward float8, ss_mean float8, ss_min float8, ss_sum float8, kl_mean float8, kl_max float8,
-    format float8, n_answer int, n_think int, flags text[], texts bytea
+    policy_revision text, prompt_tokens int, completion_tokens int, request_key bytea, flags text[],
+    score_status score_status, reason text, reward float8, ss_mean float8, ss_min float8, ss_sum float8,
+    kl_mean float8, kl_max float8, format float8, n_answer int, n_think int, student_tokens int, baseline float8,
+    unmapped float8, score_flags text[], texts bytea
 ) ON COMMIT DELETE ROWS""")
 _CHANGED = text("""
 CREATE TEMPORARY TABLE IF NOT EXISTS flush_changed (
@@ -86,7 +93,7 @@ _FORGET = [
 ]
 _SCORES = text(f"""
 INSERT INTO scores (build_id, problem, sample_idx, scorer_id, status, {", ".join(_SCORE)})
-SELECT :build, f.problem, f.sample_idx, :scorer, f.score_status, {", ".join(f"f.{name}" for name in _SCORE)}
+SELECT :build, f.problem, f.sample_idx, :scorer, f.score_status, {", ".join(f"f.{name}" for name in _SENT)}
 FROM flush_rows f JOIN flush_changed c ON c.problem = f.problem AND c.sample_idx = f.sample_idx
 WHERE f.score_status IS NOT NULL""")  # noqa: S608 our own names
 _SPOOL = text("""
@@ -160,6 +167,7 @@ def _row(outcome: Outcome) -> Sequence[Any]:
         outcome.prompt_tokens,
         outcome.completion_tokens,
         outcome.request_key,
+        outcome.flags,
         *_score(outcome.score),
         None if outcome.texts is None else compress(outcome.texts),
     )

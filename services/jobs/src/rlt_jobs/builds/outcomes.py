@@ -40,6 +40,9 @@ class Scored:
     format: float | None = None
     n_answer: int | None = None
     n_think: int | None = None
+    student_tokens: int | None = None
+    baseline: float | None = None
+    unmapped: float | None = None
     flags: list[str] = field(default_factory=list)
 
 
@@ -57,6 +60,8 @@ class Outcome:
     policy_revision: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    flags: list[str] = field(default_factory=list)
+    """What the teacher server says of the explanation."""
     texts: Texts | None = None
     score: Scored | None = None
 

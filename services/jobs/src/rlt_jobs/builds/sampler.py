@@ -38,8 +38,8 @@ __all__ = ["Made", "Misconfigured", "RewardUnhealthy", "Sampler", "TeacherUnheal
 
 T = TypeVar("T")
 
-STORED: Final = {"ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format"}
-"""Components with columns: with a build's spec they give the others, but for baselines."""
+STORED: Final = {"ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "baseline", "unmapped"}
+"""Components with columns: with a build's spec they give the others."""
 
 
 class Unhealthy(RLTError):
@@ -192,6 +192,7 @@ class Sampler:
             policy_revision=policy,
             prompt_tokens=explanation.usage.prompt_tokens,
             completion_tokens=explanation.usage.completion_tokens,
+            flags=list(map(str, explanation.flags)),
             texts=self._texts(explanation),
             score=score,
         )
@@ -238,7 +239,7 @@ def _scored(score: Score) -> Scored:
     if score.status is not ScoreStatus.scored:
         return Scored(score.status, reason=score.error.type if score.error else None, flags=score.flags)
     components = score.components.model_dump(include=STORED) if score.components else {}
-    counts = score.counts.model_dump(include={"n_answer", "n_think"}) if score.counts else {}
+    counts = score.counts.model_dump(include={"n_answer", "n_think", "student_tokens"}) if score.counts else {}
     return Scored(score.status, reward=score.reward, flags=score.flags, **components, **counts)
 
 

@@ -14,6 +14,10 @@ from rlt_jobs.builds.repository import Totals
 
 __all__ = ["build_view", "event_view", "sample_view", "scorer_view"]
 
+MEASURED = (
+    *("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format"),
+    *("n_answer", "n_think", "student_tokens"),
+)
 NONE_YET = Totals({}, 0, 0, 0, 0, 0.0, 0.0, {})
 
 
@@ -97,7 +101,6 @@ def scorer_view(scorer: Scorer | None) -> wire.ScorerRef | None:
 
 def sample_view(sample: Sample, score: Score | None, texts: dict[str, Any]) -> wire.SampleRow:
     """`texts`: question, answer, explanation and completion, where they were asked for."""
-    parts = ("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "n_answer", "n_think", "student_tokens")
     return wire.SampleRow(
         problem=sample.problem,
         sample=sample.sample_idx,
@@ -110,8 +113,8 @@ def sample_view(sample: Sample, score: Score | None, texts: dict[str, Any]) -> w
         completion_tokens=sample.completion_tokens,
         score_status=score.status if score else ScoreStatus.skipped,
         score_reason=score.reason if score else None,
-        flags=score.flags if score else [],
-        **{name: getattr(score, name, None) for name in parts},
+        flags=sorted({*sample.flags, *(score.flags if score else [])}),
+        **{name: getattr(score, name, None) for name in MEASURED},
         **texts,
     )
 
