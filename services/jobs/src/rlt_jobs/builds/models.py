@@ -131,6 +131,10 @@ class Shard(Base):
     only: Mapped[list[GenStatus] | None] = mapped_column(
         ARRAY(ENUM(GenStatus, name="gen_status", values_callable=lambda e: [m.value for m in e], create_type=False))
     )
+    score_only: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Scores again what could not be scored, among samples whose gen_status is one of `only`; generates nothing."""
+    max_tokens: Mapped[int | None]
+    """Budget of one explanation, in place of the build's."""
     state: Mapped[ShardState] = mapped_column(server_default="ready")
     lease_token: Mapped[UUID | None]
     lease_until: Mapped[datetime | None]

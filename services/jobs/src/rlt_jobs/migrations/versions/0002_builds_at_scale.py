@@ -26,6 +26,8 @@ def upgrade() -> None:
     op.create_foreign_key(op.f("fk_builds_of_version_id_versions"), "builds", "versions", ["of_version_id"], ["id"])
     op.create_index(op.f("ix_builds_of_build_id"), "builds", ["of_build_id"])
     op.add_column("problems", sa.Column("first_idx", sa.Integer(), nullable=True))
+    op.add_column("shards", sa.Column("score_only", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column("shards", sa.Column("max_tokens", sa.Integer(), nullable=True))
     op.add_column("samples", sa.Column("flags", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
     op.add_column("scores", sa.Column("student_tokens", sa.Integer(), nullable=True))
     op.add_column("scores", sa.Column("baseline", sa.Float(), nullable=True))
@@ -61,6 +63,8 @@ def downgrade() -> None:
     for name in ("unmapped", "baseline", "student_tokens"):
         op.drop_column("scores", name)
     op.drop_column("samples", "flags")
+    op.drop_column("shards", "max_tokens")
+    op.drop_column("shards", "score_only")
     op.drop_column("problems", "first_idx")
     op.drop_constraint("fk_builds_of_version_id_versions", "builds")
     op.drop_constraint("fk_builds_of_build_id_builds", "builds")
