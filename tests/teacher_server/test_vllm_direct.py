@@ -113,7 +113,42 @@ def test_a_unix_socket(run, tmp_path):
     run(test, ([OK], False), socket=tmp_path / "engine.sock")
 
 
-def test_pieces_come_as_they_are_sent(run):
+def test_the_first_piece_comes_at_once_and_the_others_together(run, monkeypatch):
+    monkeypatch.setattr(direct, "GATHER_S", 60.0)  # the end does not wait for it
+    pieces = [b"one", b"two", b"three"]
+
+    async def test(client, web):
+        async with client.stream("POST", "/x", content=b"?") as response:
+            assert [piece async for piece in response.stream] == [b"one", b"twothree"]
+
+    run(test, ([HEAD, *map(chunk, pieces), END], False))
+
+
+def test_readers_are_woken_a_few_at_a_time(run, monkeypatch):
+    """What else the loop has to do goes between."""
+    monkeypatch.setattr(direct, "GATHER_S", 0.0)
+    woken: list[int] = []
+
+    class Reader:
+        def __init__(self, number: int) -> None:
+            self.wake = lambda: woken.append(number)
+
+    async def test(client, web):
+        later = direct._Later()
+        for number in range(40):
+            later.wake(Reader(number))
+        seen = []
+        while len(woken) < 40:
+            await asyncio.sleep(0)
+            seen.append(len(woken))
+        assert woken == [*range(40)]
+        assert {16, 32} <= set(seen)
+
+    run(test, ([OK], False))
+
+
+def test_pieces_come_as_they_are_sent(run, monkeypatch):
+    monkeypatch.setattr(direct, "GATHER_S", 0.0)
     pieces = [b"one", b"two", b"three"]
 
     async def test(client, web):

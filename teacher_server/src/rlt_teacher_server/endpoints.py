@@ -14,7 +14,7 @@ from rlt_service.callers import while_connected
 from rlt_service.routing import Router
 from rlt_teacher_server.explain import ExplainService
 from rlt_teacher_server.generate import GenerateService
-from rlt_teacher_server.sse import EXPLAIN_STREAM, EventStreamResponse, explain_frames
+from rlt_teacher_server.sse import EXPLAIN_STREAM, explain_frames
 
 __all__ = ["router"]
 

@@ -15,7 +15,6 @@ from rlt_teacher_server.openai.reading import read
 from rlt_teacher_server.openai.replies import ChatCompletion, ChatCompletionChunk, ModelCard, ModelCards, OpenAIError
 from rlt_teacher_server.openai.requests import ChatRequest
 from rlt_teacher_server.openai.service import ChatService
-from rlt_teacher_server.sse import EventStreamResponse
 
 __all__ = ["router"]
 

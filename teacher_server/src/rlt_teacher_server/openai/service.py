@@ -30,7 +30,6 @@ from rlt_teacher_server.openai.replies import (
 )
 from rlt_teacher_server.openai.writing import Head, completion
 from rlt_teacher_server.sampler import Sampler
-from rlt_teacher_server.sse import PING_S
 
 __all__ = ["ChatService"]
 

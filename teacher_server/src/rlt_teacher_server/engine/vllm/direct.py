@@ -22,6 +22,8 @@ import httpx
 
 __all__ = ["Direct"]
 
+GATHER_S: Final = 0.05  # writes to callers are not closer together either
+AT_ONCE: Final = 16  # readers woken before the loop looks at its sockets again: 1 ms
 IDLE_S: Final = 3.0  # below the 5 s after which vLLM closes an idle connection: a request must not meet that moment
 
 
@@ -36,6 +38,8 @@ class Direct(httpx.AsyncBaseTransport):
         self._socket = socket
         self._idle: deque[_Connection] = deque()
         """In the order in which they became idle; used again from the end, let go from the beginning."""
+
+        self._later = _Later()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         head, content = _head(request), await request.aread()
@@ -59,12 +63,16 @@ class Direct(httpx.AsyncBaseTransport):
     async def _open(self, request: httpx.Request) -> _Connection:
         loop, url = asyncio.get_running_loop(), request.url
         secure = _certificates() if url.scheme == "https" else None
+
+        def connection() -> _Connection:
+            return _Connection(self._later)
+
         try:
             async with asyncio.timeout(request.extensions.get("timeout", {}).get("connect")):
                 if self._socket is not None:
-                    return (await loop.create_unix_connection(_Connection, str(self._socket)))[1]
+                    return (await loop.create_unix_connection(connection, str(self._socket)))[1]
                 port = url.port or (443 if secure else 80)
-                return (await loop.create_connection(_Connection, url.host, port, ssl=secure))[1]
+                return (await loop.create_connection(connection, url.host, port, ssl=secure))[1]
         except TimeoutError as error:
             raise httpx.ConnectTimeout("it does not accept the connection", request=request) from error
         except OSError as error:
@@ -85,10 +93,37 @@ class Direct(httpx.AsyncBaseTransport):
             self._idle.pop().close()
 
 
+class _Later:
+    """Wakes readers for what follows a first piece, all of them together and a few at a time.
+
+    An engine sends what a step made to all streams at once. Read at once, hundreds of pieces would stand before the
+    first token of a stream that has just begun.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[_Connection] = []
+
+    def wake(self, connection: _Connection) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(GATHER_S, self._go)
+        self._waiting.append(connection)
+
+    def _go(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._some(deque(waiting))
+
+    def _some(self, waiting: deque[_Connection]) -> None:
+        for _ in range(min(AT_ONCE, len(waiting))):
+            waiting.popleft().wake()
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._some, waiting)
+
+
 class _Connection(asyncio.Protocol):
     """One exchange after the other. httptools calls the methods whose names begin with `on_`."""
 
-    def __init__(self) -> None:
+    def __init__(self, later: _Later) -> None:
+        self._later = later
         self._parser = httptools.HttpResponseParser(self)
         self._failure: httpx.TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -100,7 +135,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
         """0 until the head of the answer is there."""
-        self._complete = self._keeps = False
+        self._complete = self._keeps = self._begun = self._due = False
         self._parts: list[bytes] = []
 
     @property
@@ -131,6 +166,7 @@ class _Connection(asyncio.Protocol):
         while True:
             if self._parts:
                 parts, self._parts = self._parts, []
+                self._begun = True
                 yield parts[0] if len(parts) == 1 else b"".join(parts)
             elif self._complete:
                 return
@@ -143,7 +179,8 @@ class _Connection(asyncio.Protocol):
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        self._due = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -156,12 +193,16 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._failure = httpx.RemoteProtocolError(f"not HTTP: {error}")
             self._transport.abort()
-        self._wake()
+        if self._complete or not self._begun or self._failure:
+            self.wake()
+        elif not self._due:
+            self._due = True
+            self._later.wake(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._failure is None:
             self._failure = httpx.ReadError(f"the connection broke off{f': {error}' if error else ''}")
-        self._wake()
+        self.wake()
 
     def on_message_begin(self) -> None:
         if self._complete:
