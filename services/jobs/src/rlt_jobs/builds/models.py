@@ -65,6 +65,8 @@ class Build(Base):
     import_offset: Mapped[int] = mapped_column(BigInteger, server_default="0")
     """Bytes of the source already read."""
     scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id"))
+    engines: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    """What generated, by name and version, such as `vllm 0.31.0`."""
     lease_token: Mapped[UUID | None]
     lease_until: Mapped[datetime | None]
     worker: Mapped[str | None]
@@ -88,6 +90,9 @@ class Build(Base):
 
 class Problem(Base):
     __tablename__ = "problems"
+    __table_args__ = (
+        Index("ix_problems_first", "build_id", "first_idx", postgresql_where=text("first_idx IS NOT NULL")),
+    )
 
     build_id: Mapped[int] = mapped_column(ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True)
     idx: Mapped[int] = mapped_column(primary_key=True)
@@ -205,6 +210,8 @@ class Scorer(Base):
     teacher_temperature: Mapped[float | None]
     dtype: Mapped[str | None]
     engine: Mapped[str | None]
+    spec: Mapped[dict[str, Any] | None]
+    """The reward with every coefficient written out: `reward` of a score follows from it and the components."""
 
 
 class Score(Base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0002"
 down_revision = "0001"
@@ -25,7 +26,15 @@ def upgrade() -> None:
     op.create_foreign_key(op.f("fk_builds_of_build_id_builds"), "builds", "builds", ["of_build_id"], ["id"])
     op.create_foreign_key(op.f("fk_builds_of_version_id_versions"), "builds", "versions", ["of_version_id"], ["id"])
     op.create_index(op.f("ix_builds_of_build_id"), "builds", ["of_build_id"])
+    op.add_column("builds", sa.Column("engines", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
+    op.add_column("scorers", sa.Column("spec", postgresql.JSONB(), nullable=True))
     op.add_column("problems", sa.Column("first_idx", sa.Integer(), nullable=True))
+    op.create_index(
+        "ix_problems_first",
+        "problems",
+        ["build_id", "first_idx"],
+        postgresql_where=sa.text("first_idx IS NOT NULL"),
+    )
     op.add_column("shards", sa.Column("score_only", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("shards", sa.Column("max_tokens", sa.Integer(), nullable=True))
     op.add_column("samples", sa.Column("flags", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
@@ -65,10 +74,12 @@ def downgrade() -> None:
     op.drop_column("samples", "flags")
     op.drop_column("shards", "max_tokens")
     op.drop_column("shards", "score_only")
+    op.drop_index("ix_problems_first", table_name="problems")
     op.drop_column("problems", "first_idx")
+    op.drop_column("scorers", "spec")
     op.drop_constraint("fk_builds_of_version_id_versions", "builds")
     op.drop_constraint("fk_builds_of_build_id_builds", "builds")
     op.drop_index("ix_builds_of_build_id", table_name="builds")
-    for name in ("deleted_at", "stalled", "stalled_at", "of_version_id", "of_build_id", "duplicates"):
+    for name in ("engines", "deleted_at", "stalled", "stalled_at", "of_version_id", "of_build_id", "duplicates"):
         op.drop_column("builds", name)
     # values of an enum cannot be dropped; `rescore` and `rerank` stay
