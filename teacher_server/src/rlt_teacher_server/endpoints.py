@@ -12,6 +12,7 @@ from rlt_client.schemas.generate import GenerateRequest, GenerateResponse
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
 from rlt_service.routing import Router
+from rlt_service.sse import EventStreamResponse
 from rlt_teacher_server.explain import ExplainService
 from rlt_teacher_server.generate import GenerateService
 from rlt_teacher_server.sse import EXPLAIN_STREAM, explain_frames

@@ -19,7 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rlt_service.access import STOPPING
 from rlt_service.problems import error_response
 
-__all__ = ["Drainable", "DrainingServer"]
+__all__ = ["Drainable", "DrainingServer", "is_closing"]
+
+_SELF = "rlt_service.drainable"  # where a request's scope holds the `Drainable` that counts it
 
 STILL_ANSWERED: Final = frozenset({"/livez", "/metrics"})  # the process lives, and its last figures are wanted
 
@@ -52,11 +54,18 @@ class Drainable:
             await self._count(scope, receive, send)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_SELF] = self
         self.running += 1
         try:
             await self.app(scope, receive, send)
         finally:
             self.running -= 1
+
+
+def is_closing(scope: Scope) -> bool:
+    """Whether the server of this request stops: a reply without an end of its own ends now, or it holds up the rest."""
+    counted = scope.get(_SELF)
+    return isinstance(counted, Drainable) and counted.closing
 
 
 class DrainingServer(uvicorn.Server):

@@ -11,6 +11,7 @@ from rlt_client.schemas.common import Scope
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
 from rlt_service.routing import Router
+from rlt_service.sse import EventStreamResponse
 from rlt_teacher_server.openai.reading import read
 from rlt_teacher_server.openai.replies import ChatCompletion, ChatCompletionChunk, ModelCard, ModelCards, OpenAIError
 from rlt_teacher_server.openai.requests import ChatRequest

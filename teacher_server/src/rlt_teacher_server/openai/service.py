@@ -12,6 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from rlt_client.errors import APIError, InvalidRequest
 from rlt_client.schemas.explain import Done, ExplainEvent, Explanation, Started
 from rlt_service.pointers import at
+from rlt_service.sse import PING_S
 from rlt_teacher_server.catalog import Catalog
 from rlt_teacher_server.engine.base import overflow
 from rlt_teacher_server.explain import ExplainService, ExplainStream
