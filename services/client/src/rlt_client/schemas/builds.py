@@ -591,6 +591,9 @@ class BuildReport(Reply):
     generation: list[Reason] = Field(description="all that is not complete")
     scoring: list[Reason] = Field(description="all that could not be scored")
     flags: dict[str, int]
+    share: float = Field(
+        default=1.0, description="of the problems, those that flags, deciles, rewards and lengths were taken from"
+    )
     deciles: list[Decile]
     rewards: dict[str, float] = Field(description="min, p05, p25, p50, p75, p95, max, mean, best_mean")
     completion_tokens: dict[str, float] = Field(description="min, p05, p25, p50, p75, p95, max, mean")
