@@ -273,9 +273,11 @@ class Weights(Request):
     """Other coefficients of the paper's reward (section 3.2) over components that are stored already."""
 
     lambda_: float | None = Field(default=None, alias="lambda", ge=0, le=1e6, allow_inf_nan=False)
-    ss_min_coef: float | None = Field(default=None, allow_inf_nan=False)
-    kl_max_coef: float | None = Field(default=None, allow_inf_nan=False)
-    format_coef: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="of the format term; 1")
+    ss_min_coef: float | None = Field(default=None, ge=-1e6, le=1e6, allow_inf_nan=False)
+    kl_max_coef: float | None = Field(default=None, ge=-1e6, le=1e6, allow_inf_nan=False)
+    format_coef: float | None = Field(
+        default=None, ge=0, le=1e6, allow_inf_nan=False, description="of the format term; 1"
+    )
 
     model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 

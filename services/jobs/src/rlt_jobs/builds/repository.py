@@ -207,6 +207,8 @@ class ScorerKey:
     teacher_temperature: float | None
     dtype: str | None = None
     engine: str | None = None
+    spec: str | None = None
+    """JSON of the resolved reward: scores by other coefficients are other scores."""
 
     def hash(self) -> bytes:
         values = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("student", "format_name")]
@@ -216,6 +218,7 @@ class ScorerKey:
 async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> int:
     """The id of this scorer, which becomes the build's if that has none. Raises `ScorerChanged` if it has another."""
     values = {name: getattr(key, name) for name in key.__dataclass_fields__}
+    values["spec"] = None if key.spec is None else json.loads(key.spec)
     made = postgresql.insert(Scorer).values(hash=key.hash(), **values).on_conflict_do_nothing(index_elements=["hash"])
     await session.execute(made)
     scorer_id = await session.scalar(select(Scorer.id).where(Scorer.hash == key.hash()))
@@ -226,7 +229,7 @@ async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> in
     if pinned != scorer_id:
         raise ScorerChanged(
             f"this build's scores are by scorer {pinned}; the reward server is now student {key.student} "
-            f"({key.student_revision}), format {key.format_name} ({key.format_hash})"
+            f"({key.student_revision}, {key.engine}, {key.dtype}), format {key.format_name} ({key.format_hash})"
         )
     return scorer_id
 

@@ -263,4 +263,5 @@ def _scorer_key(scored: ScoredItem, *, sent: bool) -> ScorerKey:
         kl=_kl(spec),
         student_temperature=spec.student_temperature,
         teacher_temperature=spec.teacher_temperature,
+        spec=spec.model_dump_json(),
     )
