@@ -1,0 +1,87 @@
+"""A teacher and reward server as a process of its own: `python -m chaos.stand_in PORT LATENCY`.
+
+It computes nothing. The property it keeps: what a request gets depends on its question and seed (a score: on its texts)
+alone, as from a deterministic engine, so that what is asked for again after a crash is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import re
+import sys
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rlt_client.errors import APIError, Overloaded
+from rlt_client.schemas.explain import ExplainRequest
+from rlt_client.schemas.reward import RewardItem
+from rlt_client.testing import FakePlatform
+
+__all__ = ["UNSCORABLE", "said", "worth"]
+
+UNSCORABLE = "too_strange"  # the type of a score's error
+REFUSED = 61  # one request of so many is told to come again: flow control under fire, too
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def said(question: str, seed: int | None) -> str:
+    """The explanation of a question."""
+    return f"{question} because {hashlib.sha256(f'{question}/{seed}'.encode()).hexdigest()}"
+
+
+def worth(text: str) -> float | None:
+    """The reward of an explanation, −10 … 0; None for one in 40, which cannot be scored."""
+    found = _DIGEST.search(text)
+    value = int(found.group()[:8], 16) if found else 0
+    return None if value % 40 == 0 else -10 * value / 2**32
+
+
+def _reward(item: RewardItem) -> float:
+    value = worth(item.explanation or item.completion or "")
+    if value is None:
+        raise ValueError(UNSCORABLE)
+    return value
+
+
+def app(latency: float) -> Starlette:
+    """`latency`: mean seconds of an explanation; a score takes a tenth."""
+    asked = itertools.count(1)
+
+    def refuse(request: httpx.Request) -> APIError | None:
+        if request.url.path == "/readyz" or next(asked) % REFUSED:
+            return None
+        return Overloaded("busy", retry_after=0.2)
+
+    platform = FakePlatform(reward=_reward, explain=lambda request, _: _explain(request), refuse=refuse)
+
+    async def answer(request: Request) -> Response:
+        body = await request.body()
+        if request.method == "POST":
+            mean = latency if request.url.path == "/explain" else latency / 10
+            await asyncio.sleep(mean * (0.5 + hashlib.sha256(body).digest()[0] / 255))
+        reply = platform.handle(httpx.Request(request.method, str(request.url), content=body))
+        platform.requests.clear()  # it would grow for as long as the process lives
+        headers = {name: value for name, value in reply.headers.items() if name in ("content-type", "retry-after")}
+        return Response(reply.content, reply.status_code, headers)
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+
+
+def _explain(request: ExplainRequest) -> str:
+    return said(request.question, request.seed)
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        app(float(sys.argv[2])),
+        host=sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="warning",
+    )
