@@ -70,6 +70,15 @@ def test_the_comparison_is_what_the_explanations_say(compared, tiny_model):
     assert reply["best"] < N
 
 
+def test_a_policy_is_not_compared_with_itself(client, problem, tiny_model):
+    body = problem | {"policies": ["b", tiny_model.name, model_revision(tiny_model)]}
+    response = client.post("/explain", json=body)
+    assert response.status_code == 422
+    [error] = response.json()["errors"]
+    assert error["pointer"] == "/policies/2"
+    assert "once more" in error["detail"]
+
+
 def test_the_teacher_tokens_say_which_policy_wrote_them(compared):
     explanations = by_index(compared(return_tokens=True))
     assert [each["teacher"]["revision"] for each in explanations] == [

@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from rlt_service.children import Pauses
-from rlt_teacher_server.launch import launcher
+from rlt_teacher_server.launch import launcher, server
 from rlt_teacher_server.launch.command import Flags
 from rlt_teacher_server.launch.errors import LaunchFailed
 from rlt_teacher_server.launch.launcher import Launch, launched, private_folder
@@ -190,6 +190,47 @@ async def test_it_comes_back_at_the_same_address(fake, number, caplog):
         assert await post(addresses["vllm-0"]) == 200
     [ended] = [record for record in caplog.records if record.message == "engine ended"]
     assert ended.how == f"was ended by {number.name}"
+
+
+async def test_one_that_hangs_is_killed_and_comes_back(fake, monkeypatch, caplog):
+    monkeypatch.setattr(server, "LOOK_S", 0.05)
+    monkeypatch.setattr(server, "HUNG_S", 0.5)
+    async with launched(fake.launch(), 1) as addresses:
+        await asyncio.sleep(1.0)  # it answers, though it knows no metrics
+        assert len(fake.pids) == 1
+        os.kill(fake.pids[0], signal.SIGSTOP)
+        await until(lambda: len(fake.pids) == 2)
+        await until(lambda: "engine ready" in caplog.messages[-1])
+        assert await post(addresses["vllm-0"]) == 200
+    [ended] = [record for record in caplog.records if record.message == "engine ended"]
+    assert ended.how.startswith("was killed: it had not answered for")
+
+
+GETS_ON = """
+def do_GET(self):
+    steps = time.time_ns() if {gets_on} else 7
+    body = f'vllm:num_requests_running 1\\nvllm:num_requests_waiting 0\\nvllm:iteration_tokens_total_count {{steps}}\\n'
+    self.send_response(200)
+    self.send_header("content-length", str(len(body)))
+    self.end_headers()
+    self.wfile.write(body.encode())
+Handler.do_GET = do_GET
+"""
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+async def test_one_that_does_not_get_on_is_killed(gets_on, fake, monkeypatch, caplog):
+    monkeypatch.setattr(server, "LOOK_S", 0.05)
+    monkeypatch.setattr(server, "HUNG_S", 0.5)
+    fake.behaves(GETS_ON.format(gets_on=gets_on))
+    async with launched(fake.launch(), 1):
+        if gets_on:
+            await asyncio.sleep(1.5)
+        else:
+            await until(lambda: "engine ended" in caplog.messages)
+    ended = [record.how for record in caplog.records if record.message == "engine ended"]
+    assert bool(ended) is not gets_on
+    assert all(how.startswith("was killed: it had not got on for") for how in ended)
 
 
 async def test_what_keeps_ending_is_tried_again_ever_more_rarely(fake, caplog):

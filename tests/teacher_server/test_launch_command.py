@@ -241,6 +241,8 @@ async def test_the_embedded_engine_has_no_address(tiny_model):
         ({"engine": "http://a:1/?x=1"}, "'http://a:1/?x=1' is no address: http://host:port"),
         ({"engine": "http://a", "engine_key": "a\nb"}, "--engine-key must be of printable ASCII characters"),
         ({"engine": "http://a", "reward_key": "schlüssel"}, "--reward-key must be of printable ASCII characters"),
+        ({"engine": "launch", "engine_key": "k"}, "--engine-key goes with addresses"),
+        ({"engine": "http://a", "device": "cpu"}, "--device goes with --engine transformers"),
         ({"engine_replicas": 2}, "--engine-replicas goes with --engine launch"),
         ({"engine": "http://a", "engine_args": "--seed 1"}, "--engine-args goes with --engine launch"),
         ({"engine": "launch", "engine_max_lora_rank": 7}, "must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),

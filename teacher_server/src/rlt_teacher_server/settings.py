@@ -181,10 +181,14 @@ class Settings(ServerSettings):
 
     @model_validator(mode="after")
     def _launched(self) -> Self:
-        """What only a launched engine heeds must not be said in vain."""
+        """What only one kind of engine heeds must not be said in vain."""
         said = [name for name in LAUNCH_ONLY if name in self.model_fields_set]
         if said and self.engine != [LAUNCH]:
             raise ValueError(f"--{said[0].replace('_', '-')} goes with --engine {LAUNCH}")
+        if "device" in self.model_fields_set and self.engine != [IN_PROCESS]:
+            raise ValueError(f"--device goes with --engine {IN_PROCESS}")
+        if self.engine_key is not None and self.engine in ([IN_PROCESS], [LAUNCH]):
+            raise ValueError("--engine-key goes with addresses: what this server starts asks for none")
         return self
 
     @model_validator(mode="after")

@@ -151,6 +151,7 @@ class ExplainService:
             uses: list[Use] = []
             for place in range(len(wanted.policies)):
                 uses.append(await self._use(stack, wanted, place, beside=uses[-1] if uses else None))
+                _expect_another(uses)
             yield uses
 
     async def _use(self, stack: AsyncExitStack, wanted: Wanted, place: int, beside: Use | None) -> Use:
@@ -161,6 +162,14 @@ class ExplainService:
             if wanted.options.policies is not None:
                 error.errors = [FieldError(pointer=f"/policies/{place}", detail=each.detail) for each in error.errors]
             raise
+
+
+def _expect_another(uses: Sequence[Use]) -> None:
+    """A policy goes by its name and by its revision. Raises `InvalidRequest` where the last is one of the others."""
+    *others, last = uses
+    if last.policy.revision in [use.policy.revision for use in others]:
+        detail = f"is {last.policy.name} at {last.policy.revision} once more"
+        raise InvalidRequest(errors=[FieldError(pointer=f"/policies/{len(others)}", detail=detail)])
 
 
 def _started(plan: Plan, uses: Sequence[Use]) -> Started:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 
 from rlt_service.children import Child, Children, Pauses, ending
+from rlt_teacher_server.engine.vllm.metrics import Progress, read_metrics
 from rlt_teacher_server.launch.command import Command
 from rlt_teacher_server.launch.errors import LaunchFailed
 from rlt_teacher_server.launch.output import Output
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.25
 STOP_S: Final = 15.0  # vLLM ends within a second of SIGTERM; GPUs of a large model take longer to let go
 LAST_WORDS_S: Final = 5.0
+LOOK_S: Final = 10.0
+HUNG_S: Final = 600.0  # far beyond a forward pass, or the loading of other weights: a start takes minutes itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,37 @@ class Server:
         ready = not child.exit.done()
         if ready and not self.up.done():
             self.up.set_result(None)
-        how = ending(await child.ended())
+        how = await self._ending(child) if ready else ending(await child.ended())
         await self._heard()
         return how if ready else f"{how} before it gave a token: {output.cause()}"
+
+    async def _ending(self, child: Child) -> str:
+        """How it ended, by itself or because it hung."""
+        watch = asyncio.create_task(self._hung(child))
+        try:
+            how = ending(await child.ended())
+            return f"was killed: it had {watch.result()}" if watch.done() else how
+        finally:
+            watch.cancel()
+
+    async def _hung(self, child: Child) -> str:
+        """Kill it once it has not answered, or not got on with what it has, for `HUNG_S`. In what way it hung."""
+        progress, heard = Progress(), time.monotonic()
+        async with self._http(LOOK_S) as http:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                now = time.monotonic()
+                answer = await _metrics(http)
+                heard = heard if answer is None else now
+                read = read_metrics(answer) if answer else None
+                stuck = progress.stalled(read, now) if read else 0.0
+                if max(stuck, now - heard) > HUNG_S:
+                    child.kill()
+                    return f"not got on for {stuck:.0f} s" if stuck else f"not answered for {now - heard:.0f} s"
+
+    def _http(self, timeout: float) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self._planned.socket))
+        return httpx.AsyncClient(transport=transport, base_url="http://vllm", timeout=timeout)
 
     async def _heard(self) -> None:
         """Wait for its last words. What left its process group would keep the pipe open for ever."""
@@ -117,8 +148,7 @@ class Server:
     async def _until_ready(self, child: Child) -> None:
         """Until it gave a token or ended. Raises `LaunchFailed` if it refuses to give one, or is late."""
         began = time.monotonic()
-        transport = httpx.AsyncHTTPTransport(uds=str(self._planned.socket))
-        async with httpx.AsyncClient(transport=transport, base_url="http://vllm", timeout=self._start_s) as http:
+        async with self._http(self._start_s) as http:
             while not child.exit.done() and not await self._gives_a_token(http):
                 if time.monotonic() - began > self._start_s:
                     raise LaunchFailed(f"gave no token within {self._start_s:g} s")
@@ -137,6 +167,14 @@ class Server:
         if answer.is_client_error:
             raise LaunchFailed(f"refused the first request: {answer.text[:500]}")
         return answer.is_success
+
+
+async def _metrics(http: httpx.AsyncClient) -> bytes | None:
+    """None where it does not answer."""
+    try:
+        return (await http.get("/metrics")).content
+    except httpx.HTTPError:
+        return None
 
 
 def _inherited() -> dict[str, str]:
