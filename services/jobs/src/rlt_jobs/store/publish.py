@@ -10,31 +10,32 @@ import asyncio
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import func
+from sqlalchemy import Row, func
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.formats import Format, load_formats
+from rlt_client.errors import InvalidRequest
 from rlt_client.schemas.builds import BuildState
 from rlt_client.schemas.common import Problem as ProblemDetails
 from rlt_jobs.builds import lifecycle
 from rlt_jobs.builds.holding import held_build
-from rlt_jobs.builds.models import Build, Sample, Score, Scorer
-from rlt_jobs.builds.repository import totals
+from rlt_jobs.builds.models import Build, Scorer
 from rlt_jobs.builds.spec import Spec
 from rlt_jobs.builds.work import Services
 from rlt_jobs.leases import hold_build
-from rlt_jobs.store import repository
+from rlt_jobs.store import lineage, repository
 from rlt_jobs.store.files import Damaged, Stored
+from rlt_jobs.store.selecting import members
 from rlt_jobs.store.traces import COMPACT, MANIFEST, Traces, open_writer, table
 
 __all__ = ["publish"]
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1_024  # samples in memory at once, and rows of a row group
+CHUNK = 1_024  # samples in memory at once with their texts, and rows of a row group
+RANKED = 16_384  # samples ranked at once: numbers only
 
 
 async def publish(services: Services, build_id: int) -> None:
@@ -62,19 +63,27 @@ class _Publisher:
     async def run(self) -> None:
         async with self._database.begin() as session:
             build = await hold_build(session, self._id, self._token)
-        step = max(1, CHUNK // build.n)
-        await self._compact(build, step)
-        manifest = await self._select(build, step)
+        if build.of_build_id is None:
+            await self._compact(build, max(1, CHUNK // build.n))
+        try:
+            manifest = await self._select(build, max(1, RANKED // build.n))
+        except InvalidRequest as error:
+            await self._fail(error.problem())
+            return
         if manifest.rows:
             await self._record(build, manifest)
         else:
-            await self._nothing_selected()
+            await self._nothing_selected(build)
 
     async def _compact(self, build: Build, step: int) -> None:
+        """What lies in shards' files: all at first, and after a retry what it made."""
+        hi = 0
+        while (lo := await self._uncompacted(hi)) is not None:
+            hi = await self._compact_one(lo, build.problems, step)
+
+    async def _uncompacted(self, lo: int) -> int | None:
         async with self._database.begin() as session:
-            lo = await repository.compacted(session, self._id)
-        while lo < build.problems:
-            lo = await self._compact_one(lo, build.problems, step)
+            return await repository.uncompacted(session, self._id, lo)
 
     async def _compact_one(self, lo: int, end: int, step: int) -> int:
         """Write and commit one file that begins at problem `lo`. Returns where the next begins."""
@@ -112,30 +121,36 @@ class _Publisher:
 
     async def _select(self, build: Build, step: int) -> _Manifest:
         selection = Spec.model_validate(build.spec).selection
+        async with self._database.begin() as session:
+            spec = lineage.reward_of(await self._scorer(session, build))
         rows = 0
         with ExitStack() as stack:
             pending = stack.enter_context(self._store.create(f"datasets/{build.dataset_id}/{uuid4().hex}.parquet"))
             writer = stack.enter_context(open_writer(pending.writer, MANIFEST))
             for lo in range(0, build.problems, step):
                 async with self._database.begin() as session:
-                    found = await repository.members(session, self._id, build.scorer_id, selection, lo, lo + step)
+                    found = await members(session, build.data_id, build.scorer_id, selection, lo, lo + step, spec=spec)
                 if found:
-                    await asyncio.to_thread(writer.write_table, table([_member(*row) for row in found], MANIFEST))
+                    await asyncio.to_thread(writer.write_table, table(list(map(_member, found)), MANIFEST))
                 rows += len(found)
             await asyncio.to_thread(stack.close)
         return _Manifest(pending.stored, rows)
 
+    @staticmethod
+    async def _scorer(session: AsyncSession, build: Build) -> Scorer | None:
+        return await session.get(Scorer, build.scorer_id) if build.scorer_id else None
+
     async def _record(self, build: Build, manifest: _Manifest) -> None:
         async with self._database.begin() as session:
             held = await hold_build(session, self._id, self._token)
-            files = await repository.files_of(session, self._id, "compact")
-            scorer = await session.get(Scorer, build.scorer_id) if build.scorer_id else None
-            counted = (await totals(session, [self._id]))[self._id]
-            counts = {"problems": build.problems, **counted.gen, "scored": counted.scored}
+            files = await repository.files_of(session, build.data_id, "compact")
+            scorer = await self._scorer(session, build)
+            parent = build.of_version_id or await repository.newest_version(session, self._id)
             version = await repository.add_version(
                 session,
                 build.dataset_id,
                 [file.id for file in files],
+                parent_id=parent,
                 build_id=self._id,
                 selection=build.spec["selection"],
                 scorer_id=build.scorer_id,
@@ -143,44 +158,30 @@ class _Publisher:
                 manifest_sha256=manifest.stored.sha256,
                 manifest_bytes=manifest.stored.bytes,
                 rows=manifest.rows,
-                counts={**counts, "score_error": counted.score_error},
-                lineage=await self._lineage(session, build, scorer),
+                counts=await repository.version_counts(session, build),
+                lineage=await lineage.of(session, build, scorer, parent=parent, formats=self._settings.formats),
             )
             held.state = BuildState.done
             held.finished_at = func.now()
             held.lease_token = held.lease_until = held.worker = None
         log.info("version published", extra={"build": self._id, "version": version.id, "rows": manifest.rows})
 
-    async def _lineage(self, session: Any, build: Build, scorer: Scorer | None) -> dict[str, Any]:
-        spec = Spec.model_validate(build.spec)
-        return {
-            "build": build.spec,
-            "code": {name: installed(name) for name in ("rlt-jobs", "rlt-client")},
-            "format": _format(self._settings.formats, scorer),
-            "policy_revisions": await repository.policy_revisions(session, self._id),
-            "sampling": spec.sampling.model_dump(mode="json"),
-            "seed": spec.seed,
-            "upload": str(build.upload_id) if build.upload_id else None,
-        }
+    async def _nothing_selected(self, build: Build) -> None:
+        async with self._database.begin() as session:
+            reason = await repository.commonest_error(session, build)
+        detail = (
+            "no sample is complete, scored and within the bounds of `selection`; the samples can be read all the same"
+        )
+        if reason is not None:
+            detail += f". {reason[1]} could not be scored: {reason[0]}"
+        await self._fail(ProblemDetails(type="nothing_selected", title="Nothing to publish", detail=detail))
 
-    async def _nothing_selected(self) -> None:
-        detail = "no sample is complete, scored and above `selection.min_reward`; the samples can be read all the same"
-        problem = ProblemDetails(type="nothing_selected", title="Nothing to publish", detail=detail)
+    async def _fail(self, problem: ProblemDetails) -> None:
         async with self._database.begin() as session:
             await hold_build(session, self._id, self._token)
             await lifecycle.fail(session, self._id, problem)
 
 
-def _member(sample: Sample, score: Score, rank: int) -> dict[str, Any]:
-    key = {"build_id": sample.build_id, "problem": sample.problem, "sample_idx": sample.sample_idx, "rank": rank}
-    parts = ("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "n_answer", "n_think", "flags")
-    return {**key, "file_id": sample.file_id, "row": sample.row, **{name: getattr(score, name) for name in parts}}
-
-
-def _format(folder: Any, scorer: Scorer | None) -> dict[str, Any] | None:
-    """The format that the scores were made with; its student part too, where this service knows it."""
-    if scorer is None:
-        return None
-    known = next((found for found in load_formats(folder).values() if found.hash == scorer.format_hash), None)
-    student = known.student.model_dump() if isinstance(known, Format) else None
-    return {"name": scorer.format_name, "hash": scorer.format_hash, "student": student}
+def _member(row: Row[Any]) -> dict[str, Any]:
+    found = row._mapping
+    return {**{name: found[name] for name in MANIFEST.names}, "flags": sorted(set(found["flags"]))}

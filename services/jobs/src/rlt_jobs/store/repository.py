@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Row, and_, func, insert, select, text
+from sqlalchemy import ColumnElement, CursorResult, Row, and_, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import NotFound
-from rlt_client.schemas.builds import Selection, SelectionMode
-from rlt_client.schemas.common import GenStatus, ScoreStatus
+from rlt_client.schemas.common import ScoreStatus
 from rlt_jobs.builds.models import Build, Dataset, Problem, Sample, Score, Scorer
+from rlt_jobs.builds.repository import totals
 from rlt_jobs.store.files import Stored
 from rlt_jobs.store.models import File, Upload, Version, VersionFile
 
@@ -21,15 +21,17 @@ __all__ = [
     "add_file",
     "add_upload",
     "add_version",
-    "compacted",
+    "commonest_error",
     "dataset",
     "datasets",
     "files_of",
     "find_version",
-    "members",
+    "newest_version",
     "policy_revisions",
     "repoint",
+    "uncompacted",
     "upload",
+    "version_counts",
     "version_files",
     "versions",
     "written",
@@ -55,11 +57,16 @@ async def add_file(session: AsyncSession, build_id: int, kind: str, lo: int, hi:
     return file_id
 
 
-async def compacted(session: AsyncSession, build_id: int) -> int:
-    """The first problem that is not in a compacted file yet."""
-    done = select(func.max(File.hi)).where(File.build_id == build_id, File.kind == "compact")
-    first: int | None = await session.scalar(done)
-    return first or 0
+async def uncompacted(session: AsyncSession, build_id: int, lo: int) -> int | None:
+    """The first problem, from `lo` on, of which a trace lies in the file of a shard."""
+    query = (
+        select(Sample.problem)
+        .join(File, and_(File.id == Sample.file_id, File.kind == "shard"))
+        .where(Sample.build_id == build_id, Sample.problem >= lo)
+        .order_by(Sample.problem)
+        .limit(1)
+    )
+    return await session.scalar(query)
 
 
 async def files_of(session: AsyncSession, build_id: int, kind: str) -> Sequence[File]:
@@ -68,10 +75,10 @@ async def files_of(session: AsyncSession, build_id: int, kind: str) -> Sequence[
 
 
 async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Sequence[Row[Sample, str, Problem]]:
-    """(sample, its file's URI, its problem) of the samples in lo … hi−1 that have texts, in order."""
+    """(sample, its file's URI, its problem) of the samples in lo … hi−1 whose texts lie in shards' files, in order."""
     query = (
         select(Sample, File.uri, Problem)
-        .join(File, File.id == Sample.file_id)
+        .join(File, and_(File.id == Sample.file_id, File.kind == "shard"))
         .join(Problem, and_(Problem.build_id == Sample.build_id, Problem.idx == Sample.problem))
         .where(Sample.build_id == build_id, Sample.problem >= lo, Sample.problem < hi)
         .order_by(Sample.problem, Sample.sample_idx)
@@ -83,56 +90,61 @@ async def written(session: AsyncSession, build_id: int, lo: int, hi: int) -> Seq
 _REPOINT = text("""
 UPDATE samples s SET file_id = :file, row = r.row
 FROM (
-    SELECT problem, sample_idx, row_number() OVER (ORDER BY problem, sample_idx) - 1 AS row
-    FROM samples WHERE build_id = :build AND problem >= :lo AND problem < :hi AND file_id IS NOT NULL
+    SELECT o.problem, o.sample_idx, row_number() OVER (ORDER BY o.problem, o.sample_idx) - 1 AS row
+    FROM samples o JOIN files f ON f.id = o.file_id AND f.kind = 'shard'
+    WHERE o.build_id = :build AND o.problem >= :lo AND o.problem < :hi
 ) r
 WHERE s.build_id = :build AND s.problem = r.problem AND s.sample_idx = r.sample_idx""")
 
 
 async def repoint(session: AsyncSession, build_id: int, file_id: int, lo: int, hi: int) -> int:
-    """Point the samples of lo … hi−1 that have texts at the rows of a compacted file. Returns how many there are."""
+    """Point the samples that `written` gives at the rows of a compacted file. Returns how many there are."""
     done = await session.execute(_REPOINT, {"file": file_id, "build": build_id, "lo": lo, "hi": hi})
     assert isinstance(done, CursorResult)
     return done.rowcount
 
 
-async def members(
-    session: AsyncSession, build_id: int, scorer_id: int | None, selection: Selection, lo: int, hi: int
-) -> Sequence[Row[Sample, Score, int]]:
-    """(sample, score, rank) of the selected samples of the problems lo … hi−1, by problem and rank."""
-    rank = func.row_number().over(partition_by=Sample.problem, order_by=(Score.reward.desc(), Sample.sample_idx))
-    same = and_(
-        Score.build_id == Sample.build_id, Score.problem == Sample.problem, Score.sample_idx == Sample.sample_idx
-    )
-    eligible = [
-        Sample.build_id == build_id,
-        Sample.problem >= lo,
-        Sample.problem < hi,
-        Sample.gen_status == GenStatus.complete,
-        Sample.file_id.is_not(None),
-        Score.build_id == build_id,
-        Score.scorer_id == scorer_id,
-        Score.status == ScoreStatus.scored,
-    ]
-    if selection.min_reward is not None:
-        eligible.append(Score.reward >= selection.min_reward)
-    ranked = select(Sample.problem, Sample.sample_idx, rank.label("rank")).join(Score, same).where(*eligible).subquery()
-    query = (
-        select(Sample, Score, ranked.c.rank)
-        .join(ranked, and_(ranked.c.problem == Sample.problem, ranked.c.sample_idx == Sample.sample_idx))
-        .join(Score, same)
-        .where(Sample.build_id == build_id, Score.build_id == build_id, Score.scorer_id == scorer_id)
-        .order_by(Sample.problem, ranked.c.rank)
-    )
-    most = {SelectionMode.best: 1, SelectionMode.top_k: selection.k, SelectionMode.all: None}[selection.mode]
-    if most is not None:
-        query = query.where(ranked.c.rank <= most)
-    return (await session.execute(query)).all()
-
-
 async def policy_revisions(session: AsyncSession, build_id: int) -> list[str]:
     query = select(Sample.policy_revision).where(Sample.build_id == build_id, Sample.policy_revision.is_not(None))
     return sorted(revision for revision in await session.scalars(query.distinct()) if revision)
+
+
+async def newest_version(session: AsyncSession, build_id: int) -> int | None:
+    """Of those that a build has published already, such as before samples of it were asked for again."""
+    newest: int | None = await session.scalar(select(func.max(Version.id)).where(Version.build_id == build_id))
+    return newest
+
+
+async def version_counts(session: AsyncSession, build: Build) -> dict[str, int]:
+    """Samples that a version was chosen from: by gen_status, and how many its scorer gave a score."""
+    found = await totals(session, [build.data_id])
+    made = found[build.data_id]
+    counts = {"problems": build.problems, **made.gen}
+    if build.of_build_id is None:
+        return {**counts, "scored": made.scored, "score_error": made.score_error}
+    by_status = select(Score.status, func.count()).where(*_scores_of(build)).group_by(Score.status)
+    scores = {row[0]: row[1] for row in await session.execute(by_status)}
+    return {
+        **counts,
+        **{status.value: scores.get(status, 0) for status in (ScoreStatus.scored, ScoreStatus.score_error)},
+    }
+
+
+async def commonest_error(session: AsyncSession, build: Build) -> tuple[str, int] | None:
+    """The commonest reason for which this build's scorer gave no score, and how often."""
+    query = (
+        select(Score.reason, func.count())
+        .where(*_scores_of(build), Score.status == ScoreStatus.score_error, Score.reason.is_not(None))
+        .group_by(Score.reason)
+        .order_by(func.count().desc(), Score.reason)
+        .limit(1)
+    )
+    row = (await session.execute(query)).one_or_none()
+    return None if row is None or row[0] is None else (row[0], row[1])
+
+
+def _scores_of(build: Build) -> tuple[ColumnElement[bool], ...]:
+    return Score.build_id == build.data_id, Score.scorer_id == build.scorer_id
 
 
 async def add_version(session: AsyncSession, dataset_id: int, file_ids: Sequence[int], **values: Any) -> Version:
