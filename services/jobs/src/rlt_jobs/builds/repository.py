@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, func, insert, literal, or_, select, update
+from sqlalchemy import LargeBinary, Row, and_, cast, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,13 +33,15 @@ __all__ = [
     "lock_build",
     "missing",
     "pin_scorer",
+    "problem_hash",
     "problems",
+    "same_problems",
     "start",
     "totals",
     "work_of",
 ]
 
-_PROBLEM = ("build_id", "idx", "question_hash", "question", "answer", "system", "explanation", "meta")
+_PROBLEM = ("build_id", "idx", "question_hash", "question", "answer", "system", "explanation", "first_idx", "meta")
 
 
 class ScorerChanged(Conflict):
@@ -85,16 +87,37 @@ async def lock_build(session: AsyncSession, build_id: int, owner: str) -> Build:
     return build
 
 
-async def add_problems(session: AsyncSession, build_id: int, first: int, rows: Iterable[BuildProblem]) -> None:
-    """Append problems by COPY, numbered from `first`."""
-    numbered = enumerate(rows, first)
-    await copy_rows(session, "problems", _PROBLEM, (_problem(build_id, idx, row) for idx, row in numbered))
+async def add_problems(
+    session: AsyncSession,
+    build_id: int,
+    first: int,
+    rows: Iterable[BuildProblem],
+    repeats: Mapping[int, int] | None = None,
+) -> None:
+    """Append problems by COPY, numbered from `first`. `repeats`: the first problem that is the same, by number."""
+    firsts = repeats or {}
+    copied = (_problem(build_id, idx, row, firsts.get(idx)) for idx, row in enumerate(rows, first))
+    await copy_rows(session, "problems", _PROBLEM, copied)
 
 
-def _problem(build_id: int, idx: int, row: BuildProblem) -> Sequence[Any]:
-    question_hash = hashlib.sha256(row.question.encode()).digest()
+def _problem(build_id: int, idx: int, row: BuildProblem, first_idx: int | None) -> Sequence[Any]:
     meta = None if row.meta is None else json.dumps(row.meta, ensure_ascii=False)
-    return (build_id, idx, question_hash, row.question, row.answer, row.system, row.explanation, meta)
+    texts = (row.question, row.answer, row.system, row.explanation)
+    return (build_id, idx, problem_hash(row), *texts, first_idx, meta)
+
+
+def problem_hash(row: BuildProblem) -> bytes:
+    """SHA-256 of question, answer and system, framed so that no two problems spell the same."""
+    return hashlib.sha256(json.dumps([row.question, row.answer, row.system]).encode()).digest()
+
+
+async def same_problems(session: AsyncSession, build_id: int, hashes: Sequence[bytes]) -> dict[bytes, int]:
+    """The first problem of the build by hash, where it has one."""
+    given = cast(list(hashes), postgresql.ARRAY(LargeBinary))
+    query = select(Problem.question_hash, Problem.idx).where(
+        Problem.build_id == build_id, Problem.first_idx.is_(None), Problem.question_hash == func.any(given)
+    )
+    return {row.question_hash: row.idx for row in await session.execute(query)}
 
 
 async def start(session: AsyncSession, build: Build, *, shard_samples: int) -> None:
@@ -234,7 +257,7 @@ async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> in
     return scorer_id
 
 
-async def add_events(session: AsyncSession, build_id: int, kind: str, found: Iterable[tuple[int, str]]) -> None:
+async def add_events(session: AsyncSession, build_id: int, kind: str, found: Iterable[tuple[int | None, str]]) -> None:
     """Events of one kind, each (line of the source, what is wrong there)."""
     rows = [{"build_id": build_id, "kind": kind, "line": line, "detail": detail} for line, detail in found]
     if rows:

@@ -1,0 +1,51 @@
+"""Rows out of Arrow tables, as JSON would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pydantic_core
+
+from rlt_jobs.builds.sources.rows import Position, Row, SourceError
+
+__all__ = ["BATCH_ROWS", "kept_columns", "rows_of"]
+
+BATCH_ROWS = 256  # rows in memory at once, of any length
+
+
+def kept_columns(schema: pa.Schema) -> list[str]:
+    """All but those that hold bytes, such as images: JSON has none, and no build reads them.
+
+    Raises:
+        SourceError: a column that stands there twice.
+    """
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise SourceError("duplicate_columns", f"columns that are there twice: {', '.join(map(repr, twice))}")
+    return [field.name for field in schema if not _holds_bytes(field.type)]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def rows_of(batch: pa.RecordBatch, before: int) -> Iterator[Row]:
+    """The rows of a batch that `before` rows come before. What JSON cannot hold becomes text, NaN becomes null."""
+    odd = [field.name for field in batch.schema if not _is_plain(field.type)]
+    for line, values in enumerate(batch.to_pylist(), before + 1):
+        for name in odd:
+            values[name] = _jsonable(values[name])
+        yield Row(line, values, "", Position(line, 0))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+
+
+def _jsonable(value: Any) -> Any:
+    return pydantic_core.from_json(pydantic_core.to_json(value, inf_nan_mode="null", fallback=str))
