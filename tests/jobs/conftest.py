@@ -12,14 +12,16 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.errors import APIError
-from rlt_client.schemas.builds import BuildProblem, BuildRequest
+from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
 from rlt_jobs.builds import repository, work
+from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.builds.work import Services
@@ -46,9 +48,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture
-def make_build(database: Database) -> MakeBuild:
-    """A running build of `problems` × `n` samples in shards of `shard_samples`; gives its id."""
+@pytest_asyncio.fixture(loop_scope="module")
+async def make_build(database: Database) -> MakeBuild:
+    """A running build of `problems` × `n` samples in shards of `shard_samples`; gives its id.
+
+    Builds that earlier tests left open are cancelled: claims take the best shard of all.
+    """
+    async with database.begin() as session:
+        await session.execute(update(Build).where(Build.finished_at.is_(None)).values(state=BuildState.cancelled))
 
     async def make(
         *, problems: int = 3, n: int = 2, shard_samples: int = 256, owner: str = "ann", **options: Any
@@ -167,7 +174,7 @@ def module_settings(postgres_url: str, store: Store) -> Settings:
 def make_settings(postgres_url: str, store: Store) -> Settings:
     return Settings(
         database_url=postgres_url,
-        store=store.root,
+        store=store.url,
         lease_seconds=20,
         heartbeat_seconds=0.1,
         flush_seconds=0.1,

@@ -137,7 +137,7 @@ async def test_a_shard_that_only_kills_its_workers_dies_and_fails_its_build(
             await reap(session, max_barren=3)
     poisoned, healthy = await shards(database, build_id)
     assert (poisoned.state, poisoned.barren, healthy.state) == (ShardState.dead, 3, ShardState.ready)
-    assert await claim(poisoned.id) is None
+    assert (await claim(poisoned.id)).shard_id == healthy.id
     async with database.begin() as session:
         await lifecycle.settle_all(session)
         assert (await session.get_one(Build, build_id)).state is BuildState.running  # the other may still be made
@@ -179,17 +179,22 @@ async def test_giving_back_without_blame_never_kills(database: Database, make_bu
     assert (shard.state, shard.barren, shard.error) == (ShardState.ready, 0, "the teacher is down")
 
 
-async def test_what_nobody_takes_is_rung_again(database: Database, make_build: Any, claim: Any) -> None:
+async def test_a_build_that_nothing_was_rung_for_lately_is_rung_for_again(
+    database: Database, make_build: Any, claim: Any
+) -> None:
     build_id = await make_build(problems=3, n=1, shard_samples=1)
     first, second, third = await shards(database, build_id)
     await claim(first.id)
-    async with database.begin() as session:
-        await session.execute(
-            update(Shard).where(Shard.id.in_([first.id, second.id])).values(rang_at=text("now() - interval '1 hour'"))
-        )
-        assert await unattended(session, seconds=60, limit=100) >= 1
-    # one is worked on and one was rung just now: only the middle one was forgotten
-    assert [await rings(database, shard.id) for shard in (first, second, third)] == [1, 2, 1]
+
+    async def reconcile(*forgotten: int) -> int:
+        async with database.begin() as session:
+            past = text("now() - interval '1 hour'")
+            await session.execute(update(Shard).where(Shard.id.in_(forgotten)).values(rang_at=past))
+            return await unattended(session, seconds=60, limit=100)
+
+    assert await reconcile(first.id, second.id) == 0  # the third was rung for just now: whoever comes takes the second
+    assert await reconcile(third.id) == 2  # and the first is being worked on
+    assert [await rings(database, shard.id) for shard in (first, second, third)] == [1, 2, 2]
 
 
 async def test_a_build_in_import_or_publication_has_one_holder_too(database: Database, make_build: Any) -> None:

@@ -5,18 +5,19 @@ Every write of a holder names its token and locks the row: a holder that was giv
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, case, cast, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, case, cast, func, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import RLTError
-from rlt_client.schemas.builds import BuildState, ShardState
+from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_jobs.builds.models import Build, Event, Shard
-from rlt_jobs.outbox import Message, Queue, enqueue
+from rlt_jobs.ringing import IMPORT, PUBLISH, SHARD, ring_build, ring_shards, unattended
 
 __all__ = [
     "IMPORT",
@@ -38,9 +39,10 @@ __all__ = [
     "unattended",
 ]
 
-SHARD = "rlt_jobs.shard"
-IMPORT = "rlt_jobs.import"
-PUBLISH = "rlt_jobs.publish"
+QUOTA_LOCK: Final = 0x524C54  # first of the two keys of an advisory lock; the second is the owner's hash
+SILENT: Final = "the worker fell silent"
+LONGEST_PAUSE: Final = 60.0  # seconds; of a shard that brought nothing, doubling with each lease from 2 on
+MOST_BARREN: Final = 2**15 - 1  # never reached
 
 
 class LeaseLost(RLTError):
@@ -63,25 +65,77 @@ def _until(seconds: float) -> ColumnElement[Any]:
     return func.now() + literal(timedelta(seconds=seconds))
 
 
-async def claim_shard(session: AsyncSession, shard_id: int, *, worker: str, seconds: float) -> Claimed | None:
-    """Take a ready shard of a running build under a fresh token; None if there is nothing to take."""
-    running = select(Build.id).where(Build.id == Shard.build_id, Build.state == BuildState.running).exists()
-    take = (
-        update(Shard)
-        .where(Shard.id == shard_id, Shard.state == ShardState.ready, running)
-        .values(
-            state=ShardState.running,
-            lease_token=uuid4(),
-            lease_until=_until(seconds),
-            worker=worker,
-            barren=Shard.barren + 1,
-        )
-        .returning(Shard.id, Shard.lease_token, Shard.build_id, Shard.lo, Shard.hi, Shard.try_)
-    )
-    row = (await session.execute(take)).one_or_none()
-    if row is None or row.lease_token is None:
+# Few builds are open and few shards run, so both are counted; of the many that are ready one is looked up for each
+# build in turn, until one is found that nobody else is taking at this moment. OFFSET 0 keeps it from being asked twice.
+_CLAIM = text("""
+WITH busy AS MATERIALIZED (
+    SELECT s.build_id, b.owner, count(*) AS leases
+    FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' GROUP BY s.build_id, b.owner
+), open AS MATERIALIZED (
+    SELECT b.id, b.owner, b.priority, coalesce(busy.leases, 0) AS leases, coalesce(q.running_shards, :most) AS most
+    FROM builds b LEFT JOIN busy ON busy.build_id = b.id LEFT JOIN quotas q ON q.owner = b.owner
+    WHERE b.state = 'running' AND b.kind = ANY (CAST(:kinds AS build_kind[]))
+), first AS (
+    SELECT o.owner, o.most, found.id
+    FROM (SELECT * FROM open ORDER BY priority DESC, leases, id) o
+    CROSS JOIN LATERAL (
+        SELECT coalesce(
+            (SELECT s.id FROM shards s
+             WHERE s.id = :hint AND s.build_id = o.id AND s.state = 'ready' AND (s.retry_at <= now()) IS NOT FALSE
+             FOR UPDATE SKIP LOCKED),
+            (SELECT s.id FROM shards s
+             WHERE s.build_id = o.id AND s.state = 'ready' AND (s.retry_at <= now()) IS NOT FALSE
+             ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+        ) AS id OFFSET 0
+    ) found
+    WHERE found.id IS NOT NULL
+        AND (o.most IS NULL OR o.most > (SELECT coalesce(sum(leases), 0) FROM busy WHERE busy.owner = o.owner))
+    LIMIT 1
+)
+UPDATE shards s
+SET state = 'running', lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => :seconds),
+    worker = :worker, barren = s.barren + 1
+FROM first
+WHERE s.id = first.id
+RETURNING s.id, s.lease_token, s.build_id, s.lo, s.hi, s.try AS try_, first.owner, first.most""")
+_OWNERS_LEASES = text("""
+SELECT count(*) FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' AND b.owner = :owner""")
+
+
+async def claim_shard(
+    session: AsyncSession,
+    hint: int | None,
+    *,
+    worker: str,
+    seconds: float,
+    kinds: Collection[BuildKind] = tuple(BuildKind),
+    running_shards: int | None = None,
+) -> Claimed | None:
+    """Take the best ready shard under a fresh token; None if there is nothing to take.
+
+    That is one of the build with the highest priority, among equals with the fewest running shards, among these the
+    oldest; of that build the shard `hint`, if it is there to be had, else the first.
+
+    Args:
+        hint: what a message named: workers that are woken together do not meet at one row.
+        kinds: builds of other kinds are passed over.
+        running_shards: leases an owner may hold at once, where the table of quotas has no other number for it.
+    """
+    given = {"hint": hint, "worker": worker, "seconds": seconds, "kinds": list(kinds), "most": running_shards}
+    row = (await session.execute(_CLAIM, given)).one_or_none()
+    if row is None:
         return None
-    return Claimed(row.id, row.lease_token, row.build_id, row.lo, row.hi, row.try_)
+    lease = Claimed(row.id, row.lease_token, row.build_id, row.lo, row.hi, row.try_)
+    if row.most is not None and not await _within(session, row.owner, row.most):
+        await give_back(session, lease, blameless=True, max_barren=MOST_BARREN)
+        return None
+    return lease
+
+
+async def _within(session: AsyncSession, owner: str, most: int) -> bool:
+    """Whether this claim keeps the owner's quota: claims at the same moment do not see one another."""
+    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
+    return int(await session.scalar(_OWNERS_LEASES, {"owner": owner}) or 0) <= most
 
 
 async def renew_shard(session: AsyncSession, lease: Claimed, *, seconds: float) -> BuildState:
@@ -126,6 +180,7 @@ async def _end_leases(
 ) -> list[tuple[int, int]]:
     """Running shards become ready, or dead. Returns (shard, build) of those that are ready."""
     barren = func.greatest(Shard.barren - 1, 0) if blameless else Shard.barren
+    no_pause = blameless or error == SILENT
     ended = (
         update(Shard)
         .where(Shard.state == ShardState.running, which)
@@ -136,7 +191,8 @@ async def _end_leases(
             lease_until=None,
             worker=None,
             error=func.coalesce(error, Shard.error),
-            rang_at=func.now(),
+            rang_at=None,
+            retry_at=None if no_pause else func.now() + _pause(),
             tokens_per_s=0,
             samples_per_s=0,
         )
@@ -150,11 +206,14 @@ async def _end_leases(
     return [(row.id, row.build_id) for row in rows if row.state is ShardState.ready]
 
 
+def _pause() -> ColumnElement[Any]:
+    return func.make_interval(0, 0, 0, 0, 0, 0, func.least(LONGEST_PAUSE, func.power(2, Shard.barren)))
+
+
 async def reap(session: AsyncSession, *, max_barren: int) -> int:
     """End expired leases and ring for what they held. Returns how many there were."""
     expired = Shard.lease_until < func.now()
-    lost = "the worker fell silent"
-    shards = await _end_leases(session, expired, blameless=False, max_barren=max_barren, error=lost)
+    shards = await _end_leases(session, expired, blameless=False, max_barren=max_barren, error=SILENT)
     await ring_shards(session, Shard.id.in_([shard for shard, _ in shards]))
     return len(shards) + await _reap_builds(session, max_barren)
 
@@ -219,44 +278,3 @@ async def hold_build(session: AsyncSession, build_id: int, token: UUID) -> Build
 async def release_build(session: AsyncSession, build_id: int, token: UUID) -> None:
     free = {"lease_token": None, "lease_until": None, "worker": None, "barren": func.greatest(Build.barren - 1, 0)}
     await session.execute(update(Build).where(Build.id == build_id, Build.lease_token == token).values(free))
-
-
-async def ring_shards(session: AsyncSession, which: ColumnElement[bool]) -> int:
-    """Queue a message for each ready shard of a running build that `which` names."""
-    rung = (
-        update(Shard)
-        .where(which, Shard.state == ShardState.ready, Build.id == Shard.build_id, Build.state == BuildState.running)
-        .values(rang_at=func.now())
-        .returning(Shard.id, Build.priority)
-    )
-    rows = (await session.execute(rung)).all()
-    await enqueue(session, [Message(Queue.shards, SHARD, row.id, row.priority) for row in sorted(rows)])
-    return len(rows)
-
-
-async def ring_build(session: AsyncSession, build_id: int, state: BuildState) -> None:
-    """Queue the message that a build in this state waits for, if it waits for one."""
-    messages = {BuildState.importing: (Queue.imports, IMPORT), BuildState.finishing: (Queue.exports, PUBLISH)}
-    if state in messages:
-        queue, task = messages[state]
-        await session.execute(update(Build).where(Build.id == build_id).values(rang_at=func.now()))
-        await enqueue(session, [Message(queue, task, build_id)])
-
-
-async def unattended(session: AsyncSession, *, seconds: float, limit: int) -> int:
-    """Ring again for what nobody took within `seconds`: heals a broker that forgot. Returns how many."""
-    stale = func.now() - literal(timedelta(seconds=seconds))
-    oldest = (
-        select(Shard.id)
-        .join(Build, Build.id == Shard.build_id)
-        .where(Shard.state == ShardState.ready, Shard.rang_at < stale, Build.state == BuildState.running)
-        .order_by(Shard.rang_at)
-        .limit(limit)
-    )
-    rung = await ring_shards(session, Shard.id.in_(oldest.scalar_subquery()))
-    waiting = or_(Build.state == BuildState.importing, Build.state == BuildState.finishing)
-    idle = select(Build.id, Build.state).where(waiting, Build.lease_token.is_(None), Build.rang_at < stale).limit(limit)
-    rows = (await session.execute(idle)).all()
-    for row in rows:
-        await ring_build(session, row.id, row.state)
-    return rung + len(rows)

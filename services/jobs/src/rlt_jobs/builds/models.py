@@ -91,12 +91,14 @@ class Build(Base):
 class Problem(Base):
     __tablename__ = "problems"
     __table_args__ = (
+        Index("ix_problems_same", "build_id", "question_hash", postgresql_where=text("first_idx IS NULL")),
         Index("ix_problems_first", "build_id", "first_idx", postgresql_where=text("first_idx IS NOT NULL")),
     )
 
     build_id: Mapped[int] = mapped_column(ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True)
     idx: Mapped[int] = mapped_column(primary_key=True)
     question_hash: Mapped[bytes]
+    """SHA-256 of question, answer and system."""
     question: Mapped[str]
     answer: Mapped[str]
     system: Mapped[str | None]
@@ -118,6 +120,7 @@ class Shard(Base):
     __table_args__ = (
         Index("ix_shards_running", "id", postgresql_where=text("state = 'running'")),
         Index("ix_shards_ready", "rang_at", postgresql_where=text("state = 'ready'")),
+        Index("ix_shards_claim", "build_id", "id", postgresql_where=text("state = 'ready'")),
         {
             "postgresql_with": {
                 "fillfactor": "60",
@@ -147,8 +150,10 @@ class Shard(Base):
     barren: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     """Leases in a row that brought no new row: a claim adds one, a flush that changed something sets it to 0."""
     error: Mapped[str | None]
-    rang_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When a message for it was last queued."""
+    rang_at: Mapped[datetime | None]
+    """When a message for it was last queued; null: not since it became ready."""
+    retry_at: Mapped[datetime | None]
+    """Not before this: a lease that ended badly is not tried again at once."""
     total: Mapped[int]
     """Samples in the range; those of a build are problems × n, whatever is asked again."""
     complete: Mapped[int] = mapped_column(server_default="0")

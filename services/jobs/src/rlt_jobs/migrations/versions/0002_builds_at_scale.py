@@ -30,6 +30,12 @@ def upgrade() -> None:
     op.add_column("scorers", sa.Column("spec", postgresql.JSONB(), nullable=True))
     op.add_column("problems", sa.Column("first_idx", sa.Integer(), nullable=True))
     op.create_index(
+        "ix_problems_same",
+        "problems",
+        ["build_id", "question_hash"],
+        postgresql_where=sa.text("first_idx IS NULL"),
+    )
+    op.create_index(
         "ix_problems_first",
         "problems",
         ["build_id", "first_idx"],
@@ -37,12 +43,26 @@ def upgrade() -> None:
     )
     op.add_column("shards", sa.Column("score_only", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("shards", sa.Column("max_tokens", sa.Integer(), nullable=True))
+    op.add_column("shards", sa.Column("retry_at", TIME, nullable=True))
+    op.alter_column("shards", "rang_at", nullable=True, server_default=None)
+    op.create_index("ix_shards_claim", "shards", ["build_id", "id"], postgresql_where=sa.text("state = 'ready'"))
+    op.create_table(
+        "quotas",
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("open_builds", sa.BigInteger(), nullable=True),
+        sa.Column("queued_samples", sa.BigInteger(), nullable=True),
+        sa.Column("samples_per_day", sa.BigInteger(), nullable=True),
+        sa.Column("running_shards", sa.BigInteger(), nullable=True),
+        sa.Column("upload_bytes", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("owner", name=op.f("pk_quotas")),
+    )
     op.add_column("samples", sa.Column("flags", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
     op.add_column("scores", sa.Column("student_tokens", sa.Integer(), nullable=True))
     op.add_column("scores", sa.Column("baseline", sa.Float(), nullable=True))
     op.add_column("scores", sa.Column("unmapped", sa.Float(), nullable=True))
     op.add_column("uploads", sa.Column("format", sa.Text(), server_default="jsonl", nullable=False))
     op.add_column("uploads", sa.Column("deleted_at", TIME, nullable=True))
+    op.create_index("ix_uploads_owner", "uploads", ["owner", "created_at", "id"])
     op.add_column("versions", sa.Column("deleted_at", TIME, nullable=True))
     op.create_table(
         "exports",
@@ -67,13 +87,20 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("exports")
     op.drop_column("versions", "deleted_at")
+    op.drop_index("ix_uploads_owner", table_name="uploads")
     op.drop_column("uploads", "deleted_at")
     op.drop_column("uploads", "format")
     for name in ("unmapped", "baseline", "student_tokens"):
         op.drop_column("scores", name)
     op.drop_column("samples", "flags")
+    op.drop_table("quotas")
+    op.drop_index("ix_shards_claim", table_name="shards")
+    op.execute("UPDATE shards SET rang_at = now() WHERE rang_at IS NULL")
+    op.alter_column("shards", "rang_at", nullable=False, server_default=sa.text("now()"))
+    op.drop_column("shards", "retry_at")
     op.drop_column("shards", "max_tokens")
     op.drop_column("shards", "score_only")
+    op.drop_index("ix_problems_same", table_name="problems")
     op.drop_index("ix_problems_first", table_name="problems")
     op.drop_column("problems", "first_idx")
     op.drop_column("scorers", "spec")
