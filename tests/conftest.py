@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["plugins.stack", "plugins.engine", "plugins.policies", "plugins.hostile"]
+pytest_plugins = ["plugins.stack", "plugins.bucket", "plugins.engine", "plugins.policies", "plugins.hostile"]
 
 STARTED_ONCE = {"contract", "integration", "reward_server"}  # folders whose tests share vLLM, a stack, scored models
 

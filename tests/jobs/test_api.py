@@ -260,7 +260,7 @@ async def test_uploads_stream_to_disk_and_become_builds(api: API, services: Serv
     assert reply.status_code == 201, reply.text
     upload = Upload.model_validate(reply.json())
     assert upload.name == "problems.jsonl"
-    stored = services.store.path(f"uploads/{upload.id}.jsonl")
+    stored = Path(services.store.url) / f"uploads/{upload.id}.jsonl"
     assert stored.stat().st_size == upload.bytes == len(stored.read_bytes())
     made = await created(api, problems=..., source={"upload": str(upload.id)})
     assert (made.state, made.counts.problems, made.request["upload"]) == ("importing", 0, str(upload.id))
@@ -268,7 +268,7 @@ async def test_uploads_stream_to_disk_and_become_builds(api: API, services: Serv
 
 
 async def test_uploads_that_are_refused_leave_nothing(api: API, services: Services) -> None:
-    folder = services.store.root / "uploads"
+    folder = Path(services.store.url) / "uploads"
     before = sorted(folder.glob("*")) if folder.exists() else []
     assert (await api.post("/uploads", content=b"")).json()["type"] == "empty_upload"
     assert (await api.post("/uploads", content=b"x" * 10_001)).status_code == 413

@@ -84,7 +84,7 @@ def test_migrating_a_database_that_is_down_says_so(tmp_path: Path) -> None:
 
 
 def test_checking_a_database_that_is_down_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = Settings(database_url=f"postgresql+psycopg://rlt@/postgres?host={tmp_path}", store=tmp_path)
+    settings = Settings(database_url=f"postgresql+psycopg://rlt@/postgres?host={tmp_path}", store=str(tmp_path))
     assert admin.run(admin.check_store(settings), "rlt-jobs check") == 1
     assert "database is not available" in capsys.readouterr().err
 
@@ -95,7 +95,7 @@ async def test_a_key_of_the_database_opens_the_api_until_it_is_revoked(
     added = run("keys", "add", "carol", "build", database_url=postgres_url)
     assert added.returncode == 0, added.stderr
     token = added.stdout.strip()
-    settings = Settings(database_url=postgres_url, store=tmp_path, database_keys=True)
+    settings = Settings(database_url=postgres_url, store=str(tmp_path), database_keys=True)
     app = build_app(settings)
     transport = httpx.ASGITransport(app)
     headers = {"authorization": f"Bearer {token}"}

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 
-from rlt_client.schemas.builds import BuildRequest, BuildState, Sampling, Selection, Source
-from rlt_jobs.builds import importer, repository
-from rlt_jobs.builds.importer import read_batch, run_import
+from rlt_client.schemas.builds import BuildRequest, BuildState, Source
+from rlt_jobs.builds import intake, repository
+from rlt_jobs.builds.importer import run_import
+from rlt_jobs.builds.intake import take_in
 from rlt_jobs.builds.models import Build, Event, Problem, Shard
 from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.builds.work import Services
@@ -135,49 +136,22 @@ async def test_a_text_beyond_the_limit_is_a_bad_row(services: Services, submit: 
     assert await bad_rows(services.database, build_id) == [(1, f"question: longer than {most} characters")]
 
 
-async def test_a_line_without_end_does_not_fill_the_memory(
-    submit: Submit, tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importer, "MAX_LINE", 64)
-    path = tmp_path / "long.jsonl"
-    path.write_bytes(b'{"question": "' + b"Q" * 500 + b'", "answer": "A"}\n' + lines(1))
-    batch = read_batch(path, 0, 0, spec(), services.settings)
-    assert [(line, "longer" in why) for line, why in batch.bad] == [(1, True)]
-    assert [row.question for row in batch.rows] == ["Q0"]
-    assert (batch.line, batch.offset, batch.ended) == (2, path.stat().st_size, True)
-
-
-def spec() -> Spec:
-    return Spec(
-        kind="generate",
-        n=1,
-        sampling=Sampling(),
-        seed=0,
-        format=None,
-        policy=None,
-        student=None,
-        spec="rlt",
-        selection=Selection(),
-        keep_tokens=False,
-    )
-
-
 async def test_an_import_that_is_killed_goes_on_at_the_next_line(
     services: Services, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.settings.import_batch = 10
     build_id = await submit(lines(35) + b"bad\n" + lines(40, 35))
-    batches = 0
+    written = 0
 
-    def killed(*args: Any) -> Any:
-        nonlocal batches
-        batches += 1
-        if batches == 3:
+    async def killed(*args: Any, **options: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == 3:
             raise KeyError("SIGKILL")
-        return read_batch(*args)
+        await take_in(*args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(importer, "read_batch", killed)
+        patched.setattr(intake, "take_in", killed)
         with pytest.raises(KeyError):
             await run_import(services, build_id)
     half = await build(services.database, build_id)
@@ -221,8 +195,8 @@ async def test_a_source_without_any_problem_fails_the_build(services: Services, 
 
 async def test_an_upload_that_is_gone_fails_the_build(services: Services, submit: Submit) -> None:
     build_id = await submit(lines(1))
-    for path in services.store.root.rglob("*.jsonl"):
-        path.unlink()
+    for entry in list(services.store.list("uploads")):
+        services.store.remove(entry.uri)
     await run_import(services, build_id)
     failed = await build(services.database, build_id)
     assert failed.error is not None

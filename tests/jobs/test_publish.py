@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -55,7 +56,7 @@ async def version_of(services: Services, build_id: int) -> Version:
 async def manifest(services: Services, build_id: int) -> list[dict[str, Any]]:
     version = await version_of(services, build_id)
     services.store.verify(Stored(version.manifest_uri, version.manifest_bytes, version.manifest_sha256))
-    rows: list[dict[str, Any]] = pq.read_table(services.store.path(version.manifest_uri)).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(services.store.open(version.manifest_uri)).to_pylist()
     assert len(rows) == version.rows
     return rows
 
@@ -157,7 +158,7 @@ async def test_files_become_few_sorted_and_self_contained(
     assert {file.id for file in files} <= set(linked)
     assert [file.lo for file in files] == [0, *(file.hi for file in files[:-1])]
     assert files[-1].hi == 20
-    rows = [row for file in files for row in pq.read_table(services.store.path(file.uri)).to_pylist()]
+    rows = [row for file in files for row in pq.read_table(services.store.open(file.uri)).to_pylist()]
     assert [(row["problem"], row["sample_idx"]) for row in rows] == [(p, s) for p in range(20) for s in range(2)]
     assert all((row["question"], row["answer"]) == (f"Q{row['problem']}", f"A{row['problem']}") for row in rows)
     assert await whole(services) == []
@@ -285,6 +286,6 @@ async def test_the_check_finds_what_is_wrong(services: Services, worked: Worked)
     assert any("points at no row" in finding for finding in await whole(services))
     async with services.database.begin() as session:
         await session.execute(update(Sample).where(*first).values(row=0))
-    path = services.store.path(file.uri)
+    path = Path(services.store.url) / file.uri
     path.write_bytes(path.read_bytes()[:-1])
     assert any("not what was written" in finding for finding in await whole(services))

@@ -17,7 +17,7 @@ from rlt_jobs.builds.models import Build, Sample, Shard
 from rlt_jobs.database import Database
 from rlt_jobs.leases import PUBLISH, Claimed, LeaseLost, give_back
 from rlt_jobs.outbox import Outbox
-from rlt_jobs.store.files import Store, Stored
+from rlt_jobs.store.files import Store, Stored, StoreFull
 from rlt_jobs.store.models import File, Spool
 from rlt_jobs.store.seal import seal
 
@@ -60,7 +60,7 @@ async def test_every_sample_points_at_its_row_and_the_build_goes_on(
         rung = select(func.count()).where(Outbox.task == PUBLISH, Outbox.ref == lease.build_id)
         assert await session.scalar(rung) == 1
     store.verify(Stored(file.uri, file.bytes, file.sha256))
-    rows = pq.read_table(store.path(file.uri)).to_pylist()
+    rows = pq.read_table(store.open(file.uri)).to_pylist()
     assert (file.rows, len(rows), file.lo, file.hi) == (3, 3, 0, 2)
     for sample in samples:
         if sample.gen_status is GenStatus.complete:
@@ -87,7 +87,7 @@ async def test_a_lease_lost_before_the_seal_leaves_a_file_nobody_names(
         assert await session.scalar(select(func.count()).where(File.build_id == lease.build_id)) == 0
         assert (await session.get_one(Shard, lease.shard_id)).state is ShardState.ready
     assert await spooled(database, lease) == 3
-    assert len(list(store.root.rglob("*.parquet"))) == 1
+    assert len(list(store.list())) == 1
 
 
 async def test_a_crash_while_the_file_is_written_changes_nothing(
@@ -97,11 +97,11 @@ async def test_a_crash_while_the_file_is_written_changes_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("rlt_jobs.store.files.os.fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        patched.setattr("rlt_jobs.store.folder.os.fsync", full)
+        with pytest.raises(StoreFull, match="No space"):
             await seal(database, store, lease)
     assert await spooled(database, lease) == 3
-    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+    assert list(store.list()) == []
     await seal(database, store, lease)  # the same lease may try again
     assert await spooled(database, lease) == 0
 

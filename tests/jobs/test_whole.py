@@ -130,7 +130,7 @@ def service(
         redis_url=valkey_url,
         teacher_url=platform[1],
         reward_url=platform[1],
-        store=folder / "store",
+        store=str(folder / "store"),
         shard_samples=20,
         lease_seconds=2,
         heartbeat_seconds=0.5,
@@ -198,7 +198,9 @@ def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(
     version = service.get(f"/versions/{done['version']}")
     assert version["rows"] == problems * n
     found = [
-        row for file in version["files"] for row in pq.read_table(service.settings.store / file["uri"]).to_pylist()
+        row
+        for file in version["files"]
+        for row in pq.read_table(Path(service.settings.store) / file["uri"]).to_pylist()
     ]
     expected = {(p, s): said(f"Q{p}", sample_seed(7, p, s, 0)) for p in range(problems) for s in range(n)}
     assert {(row["problem"], row["sample_idx"]): row["explanation"] for row in found} == expected

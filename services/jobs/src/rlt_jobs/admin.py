@@ -34,7 +34,7 @@ async def check_store(settings: Settings) -> int:
     database = Database(settings.database_url, name="rlt-jobs check", pool=2)
     wrong = 0
     try:
-        async for finding in check(database, Store(settings.store)):
+        async for finding in check(database, Store(settings.store, endpoint_url=settings.store_endpoint)):
             sys.stdout.write(f"{finding}\n")
             wrong += 1
     finally:

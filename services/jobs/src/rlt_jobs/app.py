@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import endpoints as store_endpoints
-from rlt_jobs.store.files import Store
+from rlt_jobs.store.files import Store, StoreUnavailable
 from rlt_jobs.store.service import StoreService
 from rlt_service.app import create_app
 from rlt_service.health import Check
@@ -26,11 +25,13 @@ from rlt_service.keys import ChainedKeys, KeyStore, StaticKeys
 
 __all__ = ["build"]
 
+STORE_SECONDS = 5.0  # a probe that hangs longer than an orchestrator waits is a failed one
+
 
 def build(settings: Settings) -> FastAPI:
     """Raises `BadKeys` for keys that cannot be read."""
     database = Database(settings.database_url, name="rlt-jobs api")
-    store = Store(settings.store)
+    store = Store(settings.store, endpoint_url=settings.store_endpoint)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -38,7 +39,7 @@ def build(settings: Settings) -> FastAPI:
         await database.close()
 
     async def ready() -> Mapping[str, Check]:
-        return {"database": await _database_check(database), "store": await asyncio.to_thread(_store_check, store)}
+        return {"database": await _database_check(database), "store": await _store_check(store)}
 
     return create_app(
         title="rlt-jobs",
@@ -73,10 +74,12 @@ async def _database_check(database: Database) -> Check:
     return Check(ok=True, detail=f"schema {revision}")
 
 
-def _store_check(store: Store) -> Check:
+async def _store_check(store: Store) -> Check:
     try:
-        store.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return Check(ok=False, detail=f"{store.root}: {error.strerror}")
-    writable = os.access(store.root, os.W_OK)
-    return Check(ok=writable, detail=None if writable else f"{store.root} cannot be written")
+        async with asyncio.timeout(STORE_SECONDS):
+            await asyncio.to_thread(store.probe)
+    except StoreUnavailable as error:
+        return Check(ok=False, detail=error.detail)
+    except TimeoutError:
+        return Check(ok=False, detail=f"{store.url} does not answer")
+    return Check(ok=True, detail=store.url)

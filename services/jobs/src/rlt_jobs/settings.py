@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from rlt_service.settings import ServerSettings
@@ -25,8 +26,12 @@ class Settings(ServerSettings):
     teacher_key: SecretStr | None = Field(None, description="key for the teacher server, scope explain")
     reward_url: str = Field("http://127.0.0.1:8002", description="the reward server")
     reward_key: SecretStr | None = Field(None, description="key for the reward server, scope reward")
-    store: Path = Field(
-        Path("store"), description="folder of sealed files, versions and uploads, shared by all processes"
+    store: str = Field(
+        "store",
+        description="sealed files, versions and uploads: a folder shared by all processes, or s3://bucket/prefix",
+    )
+    store_endpoint: str | None = Field(
+        None, description="of an S3 other than Amazon's; region and credentials come from the usual AWS variables"
     )
     formats: Path | None = Field(
         None, description="folder of prompt formats beside the shipped ones, as the servers have"
@@ -63,6 +68,16 @@ class Settings(ServerSettings):
     reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")
     reconcile_seconds: float = Field(60.0, gt=0, description="a ready shard nobody took for so long is rung again")
     canary_seconds: float = Field(60.0, gt=0, description="how often a message is sent through each queue as a proof")
+
+    @field_validator("store")
+    @classmethod
+    def _usable(cls, store: str) -> str:
+        scheme, found, _ = store.partition("://")
+        if found and scheme != "s3":
+            raise ValueError(f"a store is a folder or s3://bucket/prefix, not {scheme}://")
+        if found and find_spec("s3fs") is None:
+            raise ValueError("a store on S3 needs `pip install rlt-jobs[s3]`")
+        return store
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -73,7 +73,7 @@ class Runtime:
         return Services(
             settings=settings,
             database=Database(settings.database_url, name="rlt-jobs worker", pool=POOL),
-            store=Store(settings.store),
+            store=Store(settings.store, endpoint_url=settings.store_endpoint),
             teacher=AsyncTeacherClient(settings.teacher_url, key=teacher_key, deadline=deadline, patience=patience),
             reward=AsyncRewardClient(settings.reward_url, key=reward_key, deadline=deadline, patience=patience),
             worker=f"{socket.gethostname()}:{os.getpid()}",

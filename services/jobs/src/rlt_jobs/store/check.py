@@ -43,9 +43,15 @@ async def check(database: Database, store: Store) -> AsyncIterator[str]:
                 yield wrong
 
 
+def _keys(store: Store, uri: str) -> list[dict[str, int]]:
+    with store.open(uri) as file:
+        keys: list[dict[str, int]] = pq.read_table(file, columns=_KEY).to_pylist()
+    return keys
+
+
 async def _strangers(database: Database, store: Store, file: File) -> AsyncIterator[str]:
     """Samples that point into the file at a row of another sample."""
-    keys = await asyncio.to_thread(lambda: pq.read_table(store.path(file.uri), columns=_KEY).to_pylist())
+    keys = await asyncio.to_thread(_keys, store, file.uri)
     same = and_(Sample.build_id == file.build_id, Sample.file_id == file.id)
     async with database.begin() as session:
         for sample in await session.scalars(select(Sample).where(same)):

@@ -75,10 +75,10 @@ class Export:
         try:
             self.store.verify(self.manifest)
             for file in self.files.values():
-                size = self.store.path(file.uri).stat().st_size
+                size = self.store.size(file.uri)
                 if size != file.bytes:
                     raise Damaged(f"{file.uri}: {size} bytes instead of {file.bytes}")
-        except (OSError, Damaged) as error:
+        except Damaged as error:
             raise InternalError(f"the store is damaged: {error}", type="store_damaged") from error
 
     def stream(self, format: ExportFormat) -> Iterator[bytes]:
@@ -119,7 +119,7 @@ class Export:
     def _batches(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Rows in the manifest's order, by problem and rank, with the file that they come from."""
         traces = Traces(self.store)
-        with closing(pq.ParquetFile(self.store.path(self.manifest.uri))) as manifest:
+        with self.store.open(self.manifest.uri) as file, closing(pq.ParquetFile(file)) as manifest:
             for part in manifest.iter_batches(BATCH):
                 for file_id, members in groupby(part.to_pylist(), key=lambda row: row["file_id"]):
                     yield file_id, list(self._joined(traces, self.files[file_id].uri, list(members)))

@@ -37,7 +37,7 @@ class StoreService:
     async def upload(self, owner: str, name: str | None, body: AsyncIterator[bytes]) -> wire.Upload:
         """Stream a body to disk. Raises `PayloadTooLarge`, and `InvalidRequest` for an empty one."""
         upload_id = uuid4()
-        with self._store.create(f"uploads/{upload_id}.jsonl") as pending:
+        async with self._store.writing(f"uploads/{upload_id}.jsonl") as pending:
             async for part in _parts(body):
                 if pending.writer.size + len(part) > self._settings.max_upload_bytes:
                     raise PayloadTooLarge(f"an upload has {self._settings.max_upload_bytes} bytes at most")

@@ -100,7 +100,7 @@ class Traces:
         """A file and the first row of each of its groups."""
         if self._opened is None or self._opened[0] != uri:
             try:
-                file = pq.ParquetFile(self._store.path(uri))
+                file = pq.ParquetFile(self._store.open(uri))
             except (OSError, pa.ArrowInvalid) as error:
                 raise Damaged(f"{uri}: {error}") from error
             counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
