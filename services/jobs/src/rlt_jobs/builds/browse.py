@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -38,11 +38,11 @@ async def builds(
     limit: int = 1,
 ) -> list[BuildRow]:
     """The owner's builds, newest first."""
+    newest = select(func.max(Version.id)).where(Version.build_id == Build.id, Version.deleted_at.is_(None))
     query = (
-        select(Build, Dataset.name, Scorer, Version.id)
+        select(Build, Dataset.name, Scorer, newest.scalar_subquery())
         .join(Dataset, Dataset.id == Build.dataset_id)
         .outerjoin(Scorer, Scorer.id == Build.scorer_id)
-        .outerjoin(Version, and_(Version.build_id == Build.id, Version.parent_id.is_(None)))
         .where(Build.owner == owner)
         .order_by(Build.id.desc())
         .limit(limit)
