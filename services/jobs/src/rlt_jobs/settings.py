@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from rlt_service.settings import ServerSettings
+from rlt_service.settings import PathList, ServerSettings
 
 __all__ = ["Settings"]
 
@@ -36,6 +36,14 @@ class Settings(ServerSettings):
     formats: Path | None = Field(
         None, description="folder of prompt formats beside the shipped ones, as the servers have"
     )
+    data_roots: PathList = Field(
+        [], description="folders that builds may read sources from, as API and workers see them, separated by commas"
+    )
+    allow_hub: bool = Field(
+        False,
+        description="let builds read data sets of the Hugging Face hub, private ones too where HF_TOKEN is set; off, "
+        "for a server asks nobody outside unless told to",
+    )
     database_keys: bool = Field(False, description="accept the keys of the database too (`rlt-jobs keys add`)")
 
     max_upload_bytes: int = Field(16 * 2**30, ge=1, description="largest upload: a million long problems")
@@ -54,6 +62,24 @@ class Settings(ServerSettings):
     compact_bytes: int = Field(
         256 * 2**20, ge=2**16, description="size of a version's files: few, yet parallel to read"
     )
+
+    quota_open_builds: int | None = Field(
+        100,
+        ge=1,
+        description="builds an owner may have open; `rlt-jobs quota` sets exceptions to this and the next four",
+    )
+    quota_queued_samples: int | None = Field(
+        50_000_000, ge=1, description="samples an owner may have waiting: six builds of a million problems, 8 each"
+    )
+    quota_samples_per_day: int | None = Field(
+        None, ge=1, description="samples an owner may ask for in 24 hours; no limit"
+    )
+    quota_running_shards: int | None = Field(
+        None,
+        ge=1,
+        description="shards of an owner that run at once; none: builds share the workers by fair share alone",
+    )
+    quota_upload_bytes: int | None = Field(2**40, ge=1, description="bytes of uploads an owner may keep: a terabyte")
 
     concurrency: int = Field(4, ge=1, description="worker processes of `rlt-jobs worker`; each runs one shard")
     max_in_flight: int = Field(64, ge=1, description="requests under way a shard at most")

@@ -11,17 +11,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildRequest, BuildState, SampleSort
-from rlt_client.schemas.common import FieldError
 from rlt_jobs import pages
 from rlt_jobs.builds import browse, lifecycle, repository, views
+from rlt_jobs.builds.admission import Admission
 from rlt_jobs.builds.browse import BuildRow, SampleFilter
+from rlt_jobs.builds.intake import take_in, tell_duplicates
 from rlt_jobs.builds.models import Build, Sample, Score
 from rlt_jobs.builds.outcomes import decompress
 from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.database import Database
 from rlt_jobs.leases import ring_build
 from rlt_jobs.settings import Settings
-from rlt_jobs.store import repository as stored
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.traces import Traces
 
@@ -33,20 +33,23 @@ class BuildService:
         self._settings = settings
         self._database = database
         self._store = store
+        self._admission = Admission(settings, store)
 
     async def submit(self, owner: str, request: BuildRequest, key: str | None) -> wire.Build:
         """A new build, or the one that this key was used for.
 
         Raises:
-            InvalidRequest: an unknown upload, a text that is too long, or a key that was used for another request.
+            InvalidRequest: an unknown upload, a path or hub that may not be read, a text that is too long, a trace that
+                was cut off, or a key that was used for another request.
         """
-        self._check_lengths(request)
+        problems = await asyncio.to_thread(self._admission.check, request)
         async with self._database.begin() as session:
             build = await self._insert(session, owner, request, key)
             if build is None:
                 build = await self._before(session, owner, request, key)
-            elif request.problems is not None:
-                await repository.add_problems(session, build.id, 0, request.problems)
+            elif problems:
+                await take_in(session, build, problems, deduplicate=request.deduplicate)
+                await tell_duplicates(session, build)
                 await repository.start(session, build, shard_samples=self._settings.shard_samples)
             else:
                 await ring_build(session, build.id, BuildState.importing)
@@ -57,9 +60,8 @@ class BuildService:
 
     async def _insert(self, session: AsyncSession, owner: str, request: BuildRequest, key: str | None) -> Build | None:
         upload_id = request.source.upload if request.source else None
-        if upload_id is not None and await stored.upload(session, upload_id, owner) is None:
-            error = FieldError(pointer="/source/upload", detail="there is no such upload")
-            raise InvalidRequest(errors=[error], type="unknown_upload")
+        if upload_id is not None:
+            await self._admission.upload(session, upload_id, owner)
         spec = Spec.of(request)
         return await repository.insert_build(
             session,
@@ -72,7 +74,6 @@ class BuildService:
             priority=request.priority,
             idempotency_key=key,
             request_hash=request_hash(request),
-            problems=len(request.problems or []),
             upload_id=upload_id,
         )
 
@@ -85,17 +86,6 @@ class BuildService:
                 type="idempotency_key_reused",
             )
         return build
-
-    def _check_lengths(self, request: BuildRequest) -> None:
-        most = self._settings.max_text_chars
-        errors = [
-            FieldError(pointer=f"/problems/{index}/{name}", detail=f"longer than {most} characters")
-            for index, problem in enumerate(request.problems or [])
-            for name in ("question", "answer", "system", "explanation")
-            if len(getattr(problem, name) or "") > most
-        ]
-        if errors:
-            raise InvalidRequest(errors=errors[:50])
 
     async def get(self, owner: str, build_id: int) -> wire.Build:
         async with self._database.begin() as session:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from rlt_client.schemas.builds import BuildKind, BuildRequest, Sampling, Selection
+from rlt_client.schemas.builds import BuildKind, BuildRequest, Sampling, Selection, Source
 from rlt_client.schemas.reward import Preset, SpecRequest
 
 __all__ = ["Spec", "digest", "request_hash", "request_key", "sample_seed"]
@@ -32,12 +32,12 @@ class Spec(BaseModel):
     spec: Preset | SpecRequest
     selection: Selection
     keep_tokens: bool
-    columns: dict[str, str] = {}
+    source: Source | None = None
+    deduplicate: bool = True
 
     @classmethod
     def of(cls, request: BuildRequest) -> Self:
-        columns = request.source.columns if request.source else {}
-        return cls.model_validate({**request.model_dump(mode="json"), "columns": columns})
+        return cls.model_validate(request.model_dump(mode="json"))
 
     def stored(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -49,6 +49,7 @@ class Spool(Base):
 
 class Upload(Base):
     __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_owner", "owner", "created_at", "id"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     owner: Mapped[str]
