@@ -11,7 +11,9 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from rlt_client.errors import Unavailable
+from rlt_jobs.builds import derived_endpoints
 from rlt_jobs.builds import endpoints as build_endpoints
+from rlt_jobs.builds.derived import DerivedBuilds
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
@@ -41,12 +43,14 @@ def build(settings: Settings) -> FastAPI:
     async def ready() -> Mapping[str, Check]:
         return {"database": await _database_check(database), "store": await _store_check(store)}
 
+    builds = BuildService(settings, database, store)
     return create_app(
         title="rlt-jobs",
         version=version("rlt-jobs"),
         settings=settings,
         routers=[
-            build_endpoints.router(BuildService(settings, database, store)),
+            build_endpoints.router(builds),
+            derived_endpoints.router(DerivedBuilds(settings, database), builds),
             store_endpoints.router(StoreService(settings, database, store)),
         ],
         lifespan=lifespan,

@@ -50,6 +50,7 @@ __all__ = [
     "SourceFormat",
     "Truncated",
     "Upload",
+    "UploadPage",
     "Version",
     "VersionPage",
     "Weights",
@@ -392,16 +393,22 @@ class BuildRequest(Request):
 class Upload(Reply):
     id: UUID
     name: str | None = None
+    format: SourceFormat = SourceFormat.jsonl
     bytes: int
     sha256: str
     created_at: datetime
+
+
+class UploadPage(Reply):
+    items: list[Upload]
+    next: str | None
 
 
 class BuildCounts(Reply):
     """Samples by state, and tokens. `missing` have no outcome yet; those never sent to the scorer are `skipped`."""
 
     problems: int
-    samples: int = Field(description="problems × n")
+    samples: int = Field(description="problems × n; of `rescore` those to be scored again, of `rerank` none")
     missing: int
     gen: dict[GenStatus, int]
     score: dict[ScoreStatus, int]

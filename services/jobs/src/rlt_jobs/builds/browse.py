@@ -99,7 +99,7 @@ async def samples(
     limit: int,
 ) -> Sequence[Row[Sample, Score | None]]:
     """Samples with the score by the build's scorer. By reward, only those that have one."""
-    query = _joined(build, sort).where(Sample.build_id == build.id)
+    query = _joined(build, sort).where(Sample.build_id == build.data_id)
     for condition in _conditions(wanted):
         query = query.where(condition)
     first = _FIRST[sort]
@@ -114,7 +114,7 @@ async def samples(
 
 def _joined(build: Build, sort: SampleSort) -> Select[Sample, Score | None]:
     same = and_(
-        Score.build_id == build.id,
+        Score.build_id == build.data_id,
         Score.problem == Sample.problem,
         Score.sample_idx == Sample.sample_idx,
         Score.scorer_id == build.scorer_id,

@@ -6,7 +6,7 @@ from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Conflict
-from rlt_client.schemas.builds import BuildState, ShardState
+from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_client.schemas.common import Problem
 from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.leases import ring_build, ring_shards
@@ -99,7 +99,7 @@ async def resume(session: AsyncSession, build: Build) -> None:
 
 async def _resumed(session: AsyncSession, build: Build) -> BuildState:
     if not await _any_shard(session, build.id, *ShardState):
-        return BuildState.importing
+        return BuildState.finishing if build.kind is BuildKind.rerank else BuildState.importing
     unfinished = await _any_shard(session, build.id, *OPEN, ShardState.dead)
     return BuildState.running if unfinished else BuildState.finishing
 

@@ -139,6 +139,7 @@ async def start(session: AsyncSession, build: Build, *, shard_samples: int) -> N
 class Totals:
     """Sums over the shards of one build."""
 
+    total: int
     gen: dict[str, int]
     scored: int
     score_error: int
@@ -150,7 +151,7 @@ class Totals:
 
 
 _COUNTERS = [status.value for status in GenStatus]
-_SUMS = (*_COUNTERS, "scored", "score_error", "prompt_tokens", "completion_tokens")
+_SUMS = ("total", *_COUNTERS, "scored", "score_error", "prompt_tokens", "completion_tokens")
 
 
 async def totals(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, Totals]:
@@ -165,6 +166,7 @@ async def totals(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, T
 def _totals(row: Row[Any]) -> Totals:
     found = row._mapping
     return Totals(
+        total=int(found["total"]),
         gen={name: int(found[name]) for name in _COUNTERS},
         scored=int(found["scored"]),
         score_error=int(found["score_error"]),

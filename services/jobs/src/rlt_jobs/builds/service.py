@@ -140,7 +140,7 @@ class BuildService:
                 session, build, sort, descending=descending, wanted=wanted, after=after, limit=limit + 1
             )
             page, more = pages.split(rows, limit)
-            found = await self._texts(session, build_id, page) if texts else {}
+            found = await self._texts(session, build.data_id, page) if texts else {}
         items = [views.sample_view(s, score, found.get((s.problem, s.sample_idx), {})) for s, score in page]
         return wire.SamplePage(
             items=items, next=pages.encode(order, browse.sort_key(sort, *page[-1])) if more else None

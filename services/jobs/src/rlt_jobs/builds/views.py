@@ -18,7 +18,7 @@ MEASURED = (
     *("reward", "ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format"),
     *("n_answer", "n_think", "student_tokens"),
 )
-NONE_YET = Totals({}, 0, 0, 0, 0, 0.0, 0.0, {})
+NONE_YET = Totals(0, {}, 0, 0, 0, 0, 0.0, 0.0, {})
 
 
 def build_view(row: BuildRow, totals: Totals | None, note: str | None) -> wire.Build:
@@ -50,7 +50,7 @@ def build_view(row: BuildRow, totals: Totals | None, note: str | None) -> wire.B
 
 def _counts(build: Build, found: Totals) -> wire.BuildCounts:
     made = sum(found.gen.values())
-    samples = build.problems * build.n
+    samples = _asked(build, found)
     return wire.BuildCounts(
         problems=build.problems,
         samples=samples,
@@ -69,6 +69,11 @@ def _counts(build: Build, found: Totals) -> wire.BuildCounts:
     )
 
 
+def _asked(build: Build, found: Totals) -> int:
+    """Samples that the build makes, or scores again: the complete ones of another build."""
+    return build.problems * build.n if build.of_build_id is None else found.total
+
+
 def _pace(build: Build, found: Totals) -> tuple[float | None, float | None]:
     """(tokens a second, seconds left): of the running leases, else on average since the start."""
     if build.started_at is None:
@@ -81,7 +86,7 @@ def _pace(build: Build, found: Totals) -> tuple[float | None, float | None]:
         tokens, samples = found.completion_tokens / elapsed, made / elapsed
     else:
         return None, None
-    missing = build.problems * build.n - made
+    missing = _asked(build, found) - made
     return tokens, missing / samples if build.state is BuildState.running else None
 
 
