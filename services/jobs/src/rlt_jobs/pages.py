@@ -12,7 +12,7 @@ from fastapi import Query
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas.common import FieldError
 
-__all__ = ["Cursor", "Limit", "decode", "encode", "split"]
+__all__ = ["Cursor", "Limit", "bad_cursor", "decode", "encode", "split"]
 
 MAX_CURSOR = 1_024  # characters; ours are below 200
 
@@ -32,17 +32,18 @@ def decode(cursor: str | None, order: str, *kinds: type) -> list[Any] | None:
     try:
         name, *key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError) as error:
-        raise _bad() from error
+        raise bad_cursor() from error
     values: list[Any] = key
     fits = len(key) == len(kinds) and all(type(value) is kind for value, kind in zip(key, kinds, strict=True))
     if name != order or not fits or any(type(value) is int and abs(value) >= 2**63 for value in key):
-        raise _bad()
+        raise bad_cursor()
     if any(isinstance(value, str) and "\0" in value for value in key):
-        raise _bad()
+        raise bad_cursor()
     return values
 
 
-def _bad() -> InvalidRequest:
+def bad_cursor() -> InvalidRequest:
+    """The refusal of a cursor that was not made by `encode`."""
     detail = "is not the `next` of a page of this list in this order"
     return InvalidRequest(errors=[FieldError(pointer="/query/cursor", detail=detail)], type="bad_cursor")
 

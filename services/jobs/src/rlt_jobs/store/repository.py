@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Row, and_, func, insert, select, text
+from sqlalchemy import ColumnElement, CursorResult, Row, and_, func, insert, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import NotFound
+from rlt_client.schemas.builds import SourceFormat
 from rlt_client.schemas.common import ScoreStatus
 from rlt_jobs.builds.models import Build, Dataset, Problem, Sample, Score, Scorer
 from rlt_jobs.builds.repository import totals
@@ -31,6 +33,7 @@ __all__ = [
     "repoint",
     "uncompacted",
     "upload",
+    "uploads",
     "version_counts",
     "version_files",
     "versions",
@@ -38,8 +41,15 @@ __all__ = [
 ]
 
 
-async def add_upload(session: AsyncSession, upload_id: UUID, owner: str, name: str | None, stored: Stored) -> Upload:
-    row = Upload(id=upload_id, owner=owner, name=name, **asdict(stored))
+async def add_upload(
+    session: AsyncSession,
+    upload_id: UUID,
+    owner: str,
+    name: str | None,
+    stored: Stored,
+    format: SourceFormat = SourceFormat.jsonl,
+) -> Upload:
+    row = Upload(id=upload_id, owner=owner, name=name, format=format.value, **asdict(stored))
     session.add(row)
     await session.flush()
     await session.refresh(row)
@@ -47,7 +57,19 @@ async def add_upload(session: AsyncSession, upload_id: UUID, owner: str, name: s
 
 
 async def upload(session: AsyncSession, upload_id: UUID, owner: str) -> Upload | None:
-    return await session.scalar(select(Upload).where(Upload.id == upload_id, Upload.owner == owner))
+    mine = (Upload.id == upload_id, Upload.owner == owner, Upload.deleted_at.is_(None))
+    return await session.scalar(select(Upload).where(*mine))
+
+
+async def uploads(
+    session: AsyncSession, owner: str, below: tuple[datetime, UUID] | None, limit: int
+) -> Sequence[Upload]:
+    """Newest first; `below`: (created_at, id) of the last one seen."""
+    key = tuple_(Upload.created_at, Upload.id)
+    query = select(Upload).where(Upload.owner == owner, Upload.deleted_at.is_(None)).order_by(key.desc()).limit(limit)
+    if below is not None:
+        query = query.where(key < below)
+    return (await session.scalars(query)).all()
 
 
 async def add_file(session: AsyncSession, build_id: int, kind: str, lo: int, hi: int, rows: int, stored: Stored) -> int:

@@ -6,11 +6,11 @@ from typing import IO, Final
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas.builds import SourceFormat
+from rlt_jobs.builds.sources.lines import GZIP, not_text
 
-__all__ = ["PARQUET_MAGIC", "of_file", "of_upload"]
+__all__ = ["check_end", "of_file", "of_upload"]
 
 PARQUET_MAGIC: Final = b"PAR1"
-GZIP_MAGIC: Final = b"\x1f\x8b"
 
 _SUFFIXES: Final = {
     ".jsonl": SourceFormat.jsonl,
@@ -48,12 +48,24 @@ def of_upload(media_type: str, name: str | None, head: bytes) -> tuple[SourceFor
     """The format of a body that begins with `head`, and the suffix that its file gets.
 
     Raises:
-        InvalidRequest: it is said to be Parquet and is not.
+        InvalidRequest: it is none of the formats, or not the one that it is said to be.
     """
     said = _MEDIA_TYPES.get(media_type.partition(";")[0].strip().lower()) or _of_name(name or "")
     if head.startswith(PARQUET_MAGIC):
         return SourceFormat.parquet, ".parquet"
     if said is SourceFormat.parquet:
-        raise InvalidRequest("this is no Parquet file: it does not begin with PAR1", type="unreadable_source")
+        raise _refusal("is no Parquet file: it does not begin with PAR1")
+    if why := not_text(head):
+        raise _refusal(why)
     format = said or SourceFormat.jsonl
-    return format, f".{format.value}{'.gz' if head.startswith(GZIP_MAGIC) else ''}"
+    return format, f".{format.value}{'.gz' if head.startswith(GZIP) else ''}"
+
+
+def check_end(format: SourceFormat, tail: bytes) -> None:
+    """Raises `InvalidRequest` for a Parquet file that does not end as one."""
+    if format is SourceFormat.parquet and not tail.endswith(PARQUET_MAGIC):
+        raise _refusal("is cut off: a Parquet file ends with PAR1")
+
+
+def _refusal(why: str) -> InvalidRequest:
+    return InvalidRequest(f"the file {why}", type="unreadable_source")

@@ -11,11 +11,12 @@ from typing import IO, Any
 
 from rlt_jobs.builds.sources.rows import Position, SourceError
 
-__all__ = ["BOM", "MAX_LINE", "Lines", "plain", "readable"]
+__all__ = ["BOM", "MAX_LINE", "Lines", "not_text", "plain", "readable"]
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE = 64 * 2**20  # bytes; a longer line is a file of another kind
 CHUNK = 2**20
+HEAD = 16  # bytes that tell what a file is
 
 GZIP = b"\x1f\x8b"
 OTHERS = {
@@ -43,12 +44,17 @@ def plain(file: IO[bytes]) -> IO[bytes]:
         head = _head(raw)
     if not head:
         raise SourceError("empty_source", "the file is empty")
-    for magic, what in OTHERS.items():
-        if head.startswith(magic):
-            raise SourceError("unreadable_source", f"the file {what}")
-    if b"\0" in head:
-        raise SourceError("unreadable_source", "the file holds NUL bytes: it is no UTF-8 text, but perhaps UTF-16")
+    if why := not_text(head):
+        raise SourceError("unreadable_source", f"the file {why}")
     return io.BufferedReader(raw, CHUNK)
+
+
+def not_text(head: bytes) -> str | None:
+    """What a file that begins so is, if it is no UTF-8 text, for people."""
+    known = next((what for magic, what in OTHERS.items() if head.startswith(magic)), None)
+    if known is None and b"\0" in head[:HEAD]:
+        return "holds NUL bytes: it is no UTF-8 text, but perhaps UTF-16"
+    return known
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def readable() -> Iterator[None]:
 
 
 def _head(file: IO[bytes]) -> bytes:
-    head = file.read(16)
+    head = file.read(HEAD)
     file.seek(0)
     return head
 
