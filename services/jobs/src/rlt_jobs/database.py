@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -84,7 +84,7 @@ class Database:
         try:
             async with self._sessions.begin() as session:
                 yield session
-        except exc.DBAPIError as error:
+        except (exc.DBAPIError, psycopg.Error) as error:  # the latter of a raw connection
             if _being_cancelled():  # in mid-query; that the connection broke of it is nobody's news
                 raise asyncio.CancelledError from error
             if unreachable(error):
@@ -119,11 +119,11 @@ async def unbroken(transaction: Awaitable[T]) -> T:
         raise
 
 
-def unreachable(error: exc.DBAPIError) -> bool:
+def unreachable(error: exc.DBAPIError | psycopg.Error) -> bool:
     """Whether the connection failed or broke, as against a statement that was refused."""
-    if error.connection_invalidated:
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
-    cause = error.orig
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
     if isinstance(cause, psycopg.errors.OperationalError):
         # class 08 connection, 53 resources, 57 operator intervention (shutdown); no state: never connected
         return cause.sqlstate is None or cause.sqlstate[:2] in {"08", "53", "57"}
@@ -138,10 +138,18 @@ async def raw_connection(session: AsyncSession) -> psycopg.AsyncConnection[Any]:
     return raw
 
 
-async def copy_rows(session: AsyncSession, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """COPY `rows` into `table`, a name from our own code, inside the session's transaction."""
+async def copy_rows(
+    session: AsyncSession, table: str, columns: Sequence[str] | Mapping[str, str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """COPY `rows` into `table`, a name from our own code, inside the session's transaction.
+
+    `columns` with their types are sent in the binary format, which costs both sides half as much.
+    """
     raw = await raw_connection(session)
-    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+    typed = isinstance(columns, Mapping)
+    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN{' (FORMAT binary)' if typed else ''}"
     async with raw.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+        if isinstance(columns, Mapping):
+            copy.set_types(list(columns.values()))
         for row in rows:
             await copy.write_row(row)

@@ -1,133 +1,34 @@
-"""The fenced write of a worker's outcomes: samples, scores, texts and counters in one transaction."""
+"""The fenced write of a worker's outcomes: samples, scores, texts and counters in one transaction.
+
+Rows that are all new, as nearly all are, go by COPY straight into their tables. Where one of them is there already
+the copies are undone and `merge` decides row by row what replaces what.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import text
+import psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.schemas.common import GenStatus, ScoreStatus
-from rlt_jobs.builds.outcomes import RETRIED, Outcome, Scored, compress
-from rlt_jobs.database import copy_rows
-from rlt_jobs.leases import Claimed, hold_shard
+from rlt_jobs.builds import rows
+from rlt_jobs.builds.merge import merge
+from rlt_jobs.builds.outcomes import RETRIED, Outcome, compressor
+from rlt_jobs.database import copy_rows, raw_connection
+from rlt_jobs.leases import Claimed, LeaseLost, hold_shard
 
 __all__ = ["flush"]
 
-_SAMPLE = (
-    "problem",
-    "sample_idx",
-    "try",
-    "gen_status",
-    "gen_reason",
-    "finish_reason",
-    "policy_revision",
-    "prompt_tokens",
-    "completion_tokens",
-    "request_key",
-    "flags",
-)
-_SCORE = (
-    "reason",
-    "reward",
-    "ss_mean",
-    "ss_min",
-    "ss_sum",
-    "kl_mean",
-    "kl_max",
-    "format",
-    "n_answer",
-    "n_think",
-    "student_tokens",
-    "baseline",
-    "unmapped",
-    "flags",
-)
-# Both tables have flags: those of the score are called so until they are in their place.
-_SENT = tuple("score_flags" if name == "flags" else name for name in _SCORE)
-_COLUMNS = (*_SAMPLE, "score_status", *_SENT, "texts")
+COUNTED = (ScoreStatus.scored, ScoreStatus.score_error)
+COUNTERS = (*GenStatus, *COUNTED, "prompt_tokens", "completion_tokens")
 
-# Temporary tables live as long as the connection, so that a flush makes no catalogue rows.
-_ROWS = text("""
-CREATE TEMPORARY TABLE IF NOT EXISTS flush_rows (
-    problem int, sample_idx smallint, try smallint, gen_status gen_status, gen_reason text, finish_reason text,
-    policy_revision text, prompt_tokens int, completion_tokens int, request_key bytea, flags text[],
-    score_status score_status, reason text, reward float8, ss_mean float8, ss_min float8, ss_sum float8,
-    kl_mean float8, kl_max float8, format float8, n_answer int, n_think int, student_tokens int, baseline float8,
-    unmapped float8, score_flags text[], texts bytea
-) ON COMMIT DELETE ROWS""")
-_CHANGED = text("""
-CREATE TEMPORARY TABLE IF NOT EXISTS flush_changed (
-    problem int, sample_idx smallint, new_status gen_status, old_status gen_status, old_score score_status,
-    prompt_tokens int, completion_tokens int
-) ON COMMIT DELETE ROWS""")
-
-_again = ", ".join(f"'{status.value}'" for status in RETRIED)
-_UPSERT = text(f"""
-WITH old AS (
-    SELECT s.problem, s.sample_idx, s.gen_status, s.prompt_tokens, s.completion_tokens, c.status AS score_status
-    FROM flush_rows f
-    JOIN samples s ON s.build_id = :build AND s.problem = f.problem AND s.sample_idx = f.sample_idx
-    LEFT JOIN scores c ON c.build_id = :build AND c.problem = f.problem AND c.sample_idx = f.sample_idx
-        AND c.scorer_id = (SELECT scorer_id FROM builds WHERE id = :build)
-), changed AS (
-    INSERT INTO samples AS s (build_id, {", ".join(_SAMPLE)})
-    SELECT :build, {", ".join(_SAMPLE)} FROM flush_rows ORDER BY problem, sample_idx
-    ON CONFLICT (build_id, problem, sample_idx) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in _SAMPLE[2:])}, file_id = NULL, row = NULL
-    WHERE excluded.try > s.try OR (excluded.try = s.try AND s.gen_status IN ({_again}))
-    RETURNING problem, sample_idx, gen_status, prompt_tokens, completion_tokens
-)
-INSERT INTO flush_changed
-SELECT c.problem, c.sample_idx, c.gen_status, o.gen_status, o.score_status,
-    c.prompt_tokens - coalesce(o.prompt_tokens, 0), c.completion_tokens - coalesce(o.completion_tokens, 0)
-FROM changed c LEFT JOIN old o ON o.problem = c.problem AND o.sample_idx = c.sample_idx""")  # noqa: S608 our own names
-
-_FORGET = [
-    text(f"""
-    DELETE FROM {table} t USING flush_changed c
-    WHERE c.old_status IS NOT NULL AND t.build_id = :build AND t.problem = c.problem AND t.sample_idx = c.sample_idx
-    """)  # noqa: S608 our own names
-    for table in ("scores", "spool")
-]
-_SCORES = text(f"""
-INSERT INTO scores (build_id, problem, sample_idx, scorer_id, status, {", ".join(_SCORE)})
-SELECT :build, f.problem, f.sample_idx, :scorer, f.score_status, {", ".join(f"f.{name}" for name in _SENT)}
-FROM flush_rows f JOIN flush_changed c ON c.problem = f.problem AND c.sample_idx = f.sample_idx
-WHERE f.score_status IS NOT NULL""")  # noqa: S608 our own names
-_SPOOL = text("""
-INSERT INTO spool (build_id, problem, sample_idx, shard_id, texts)
-SELECT :build, f.problem, f.sample_idx, :shard, f.texts
-FROM flush_rows f JOIN flush_changed c ON c.problem = f.problem AND c.sample_idx = f.sample_idx
-WHERE f.texts IS NOT NULL""")
-
-
-def _counters() -> Iterator[tuple[str, str]]:
-    """Each counter of a shard and the change that `flush_changed` makes to it."""
-    for status in GenStatus:
-        new, old = (f"count(*) FILTER (WHERE c.{side}_status = '{status.value}')" for side in ("new", "old"))
-        yield status.value, f"{new} - {old}"
-    for score in (ScoreStatus.scored, ScoreStatus.score_error):
-        new = f"count(*) FILTER (WHERE f.score_status = '{score.value}')"
-        old = f"count(*) FILTER (WHERE c.old_score = '{score.value}')"
-        yield score.value, f"{new} - {old}"
-    for name in ("prompt_tokens", "completion_tokens"):
-        yield name, f"coalesce(sum(c.{name}), 0)"
-
-
-_COUNT = text(f"""
-UPDATE shards s SET
-    {", ".join(f"{name} = s.{name} + d.{name}" for name, _ in _counters())},
-    barren = CASE WHEN d.changed > 0 THEN 0 ELSE s.barren END,
-    samples_per_s = d.changed / :seconds,
-    tokens_per_s = d.completion_tokens / :seconds
-FROM (
-    SELECT count(*) AS changed, {", ".join(f"{change} AS {name}" for name, change in _counters())}
-    FROM flush_changed c JOIN flush_rows f ON f.problem = c.problem AND f.sample_idx = c.sample_idx
-) d
-WHERE s.id = :shard
-RETURNING d.changed""")  # noqa: S608 our own names
+_COUNT = f"""
+UPDATE shards SET {", ".join(f"{name} = {name} + %({name})s" for name in COUNTERS)}, barren = 0,
+    samples_per_s = %(rows)s / %(seconds)s, tokens_per_s = %(completion_tokens)s / %(seconds)s
+WHERE id = %(shard)s AND lease_token = %(token)s"""  # noqa: S608 our own names
 
 
 async def flush(
@@ -140,40 +41,62 @@ async def flush(
     Raises:
         LeaseLost: nothing was written.
     """
+    latest = _latest(outcomes)
+    seconds = max(seconds, 0.001)
+    asks_again = lease.try_ > 0  # its samples have rows
+    if latest and not asks_again and await _append(session, lease, latest, scorer_id=scorer_id, seconds=seconds):
+        return len(latest)
     await hold_shard(session, lease)
-    await session.execute(_ROWS)
-    await session.execute(_CHANGED)
-    await copy_rows(session, "flush_rows", _COLUMNS, map(_row, outcomes))
-    ids = {"build": lease.build_id, "shard": lease.shard_id}
-    await session.execute(_UPSERT, ids)
-    for forget in _FORGET:
-        await session.execute(forget, ids)
+    return await merge(session, lease, latest, scorer_id=scorer_id, seconds=seconds)
+
+
+def _latest(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """One outcome a sample, by the rule for rows, in the order of the primary key: locks are taken in one order."""
+    kept: dict[tuple[int, int], Outcome] = {}
+    for outcome in outcomes:
+        key = (outcome.problem, outcome.sample_idx)
+        if key not in kept or _replaces(outcome, kept[key]):
+            kept[key] = outcome
+    return [kept[key] for key in sorted(kept)]
+
+
+def _replaces(new: Outcome, old: Outcome) -> bool:
+    return new.try_ > old.try_ or (new.try_ == old.try_ and old.gen_status in RETRIED)
+
+
+async def _append(
+    session: AsyncSession, lease: Claimed, outcomes: Sequence[Outcome], *, scorer_id: int | None, seconds: float
+) -> bool:
+    """Write all rows, or nothing: False where one of them exists. The counters go first: their row is the fence."""
+    raw = await raw_connection(session)
+    await raw.execute("SAVEPOINT append")
+    try:
+        counted = await raw.execute(_COUNT.encode(), _counts(lease, outcomes, scorer_id, seconds))
+        if counted.rowcount != 1:
+            raise LeaseLost(f"shard {lease.shard_id}")
+        await _copy(session, lease, outcomes, scorer_id)
+    except psycopg.errors.UniqueViolation:
+        await raw.execute("ROLLBACK TO SAVEPOINT append")
+        return False
+    return True
+
+
+async def _copy(session: AsyncSession, lease: Claimed, outcomes: Sequence[Outcome], scorer_id: int | None) -> None:
+    build, shard, compress = lease.build_id, lease.shard_id, compressor()
+    await copy_rows(session, "samples", rows.SAMPLE, [rows.sample(build, o) for o in outcomes])
     if scorer_id is not None:
-        await session.execute(_SCORES, {**ids, "scorer": scorer_id})
-    await session.execute(_SPOOL, ids)
-    changed = await session.scalar(_COUNT, {**ids, "seconds": max(seconds, 0.001)})
-    return int(changed or 0)
+        scores = [rows.score(build, o, scorer_id) for o in outcomes if o.score is not None]
+        await copy_rows(session, "scores", rows.SCORE, scores)
+    texts = (rows.spooled(build, o, shard, compress) for o in outcomes if o.texts is not None)
+    await copy_rows(session, "spool", rows.SPOOL, texts)
 
 
-def _row(outcome: Outcome) -> Sequence[Any]:
-    return (
-        outcome.problem,
-        outcome.sample_idx,
-        outcome.try_,
-        outcome.gen_status.value,
-        outcome.gen_reason,
-        outcome.finish_reason,
-        outcome.policy_revision,
-        outcome.prompt_tokens,
-        outcome.completion_tokens,
-        outcome.request_key,
-        outcome.flags,
-        *_score(outcome.score),
-        None if outcome.texts is None else compress(outcome.texts),
-    )
-
-
-def _score(score: Scored | None) -> Sequence[Any]:
-    if score is None:
-        return (None,) * (1 + len(_SCORE))
-    return (score.status.value, *(getattr(score, name) for name in _SCORE))
+def _counts(lease: Claimed, outcomes: Sequence[Outcome], scorer_id: int | None, seconds: float) -> dict[str, Any]:
+    """What appending changes in the shard's counters."""
+    added: Counter[str] = Counter(outcome.gen_status for outcome in outcomes)
+    if scorer_id is not None:
+        added.update(outcome.score.status for outcome in outcomes if outcome.score is not None)
+    for name in ("prompt_tokens", "completion_tokens"):
+        added[name] = sum(getattr(outcome, name) for outcome in outcomes)
+    given = {"rows": len(outcomes), "seconds": seconds, "shard": lease.shard_id, "token": lease.token}
+    return {**{str(name): added[name] for name in COUNTERS}, **given}
