@@ -28,6 +28,7 @@ AFTERWARDS = 180.0  # seconds for all builds to end once everything is well agai
 ENDED: Final = ("done", "failed", "cancelled")
 BAD_ROW = 50  # each row of the upload with such a number is no problem at all
 BUILDS = 2  # that a run submits
+OUTAGES: Final = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.INSUFFICIENT_STORAGE)
 AWAY: Final = (httpx.TransportError, httpx.HTTPStatusError)
 
 
@@ -227,8 +228,8 @@ class Visitor:
                     continue
 
     def _judge(self, reply: httpx.Response, what: str) -> None:
-        """An outage is 503; anything else that is no success is a fault of ours."""
-        if reply.is_error and reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        """An outage is 503, a full disk 507; anything else that is no success is a fault of ours."""
+        if reply.is_error and reply.status_code not in OUTAGES:
             self.wrong.append(f"{what} was answered with {reply.status_code}: {reply.text[:300]}")
 
     def _compare(self, build: int, found: dict[str, Any]) -> None:

@@ -71,11 +71,11 @@ class Size:
 
 
 FULL = Size(
-    problems=520,
+    problems=500,
     n=4,
-    given=120,
-    span=42.0,
-    acts=30,
+    given=40,
+    span=34.0,
+    acts=23,
     down=(0.5, 4.0),
     must=tuple((kind, target) for kind, targets in KINDS.items() for target in targets),
 )

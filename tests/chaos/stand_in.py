@@ -1,4 +1,4 @@
-"""A teacher and reward server as a process of its own: `python -m chaos.stand_in PORT LATENCY`.
+"""A teacher and reward server as a process of its own: `python -m chaos.stand_in PORT LATENCY HOST`.
 
 It computes nothing. The property it keeps: what a request gets depends on its question and seed (a score: on its texts)
 alone, as from a deterministic engine, so that what is asked for again after a crash is the same.
@@ -79,9 +79,4 @@ def _explain(request: ExplainRequest) -> str:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        app(float(sys.argv[2])),
-        host=sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1",
-        port=int(sys.argv[1]),
-        log_level="warning",
-    )
+    uvicorn.run(app(float(sys.argv[2])), host=sys.argv[3], port=int(sys.argv[1]), log_level="warning")

@@ -47,6 +47,9 @@ SIZES = {
 class World:
     """Everything in `folder`. Processes die with the thread that made them."""
 
+    host = "127.0.0.1"
+    """Where teacher, reward server and broker listen."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.disk = Disk(self.folder / "disk")
@@ -69,10 +72,7 @@ class World:
         self.stop()
 
     def _start(self) -> None:
-        databases = [
-            prepare_postgres(self.folder / "postgres"),  # durable: an immediate stop may lose nothing committed
-            prepare_valkey(self.folder / "valkey", free_port(), durable=False),
-        ]
+        databases = self._databases()
         for program in databases:
             self._add(program).start()
         for program in databases:
@@ -87,15 +87,21 @@ class World:
         part = self.parts[program.name] = Part(program, self.folder / f"{program.name}.log")
         return part
 
+    def _databases(self) -> list[Program]:
+        return [
+            prepare_postgres(self.folder / "postgres"),  # durable: an immediate stop may lose nothing committed
+            prepare_valkey(self.folder / "valkey", free_port(self.host), durable=False),
+        ]
+
     def _programs(self) -> list[Program]:
-        teacher, reward, api = free_port(), free_port(), free_port()
+        teacher, reward, api = free_port(self.host), free_port(self.host), free_port()
         self.api = f"http://127.0.0.1:{api}"
         self.env = self._settings(teacher, reward, api)
         servers = [self._stand_in("teacher", teacher), self._stand_in("reward", reward)]
         return [*servers, *map(self._jobs, ("api", "relay-1", "relay-2", "worker-1", "worker-2"))]
 
     def _stand_in(self, name: str, port: int) -> Program:
-        url, args = f"http://127.0.0.1:{port}/readyz", (str(port), str(LATENCY))
+        url, args = f"http://{self.host}:{port}/readyz", (str(port), str(LATENCY), self.host)
         return python("chaos.stand_in", *args, name=name, cwd=self.folder, env={}, ready=partial(_answers, url))
 
     def _jobs(self, name: str) -> Program:
@@ -107,8 +113,8 @@ class World:
         given = {
             "database_url": self.database_url,
             "redis_url": self.parts["valkey"].program.url,
-            "teacher_url": f"http://127.0.0.1:{teacher}",
-            "reward_url": f"http://127.0.0.1:{reward}",
+            "teacher_url": f"http://{self.host}:{teacher}",
+            "reward_url": f"http://{self.host}:{reward}",
             "store": self.disk.store,
             "port": api,
             **TIMES,
