@@ -8,7 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import LargeBinary, Row, and_, cast, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Row,
+    Select,
+    and_,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -73,14 +88,18 @@ async def insert_build(session: AsyncSession, **values: Any) -> Build | None:
 
 async def find_build(session: AsyncSession, build_id: int, owner: str) -> Build:
     """Raises `NotFound`, also for another owner's build."""
-    build = await session.scalar(select(Build).where(Build.id == build_id, Build.owner == owner))
+    build = await session.scalar(select(Build).where(*_mine(build_id, owner)))
     if build is None:
         raise NotFound(f"there is no build {build_id}")
     return build
 
 
+def _mine(build_id: int, owner: str) -> tuple[ColumnElement[bool], ...]:
+    return Build.id == build_id, Build.owner == owner, Build.deleted_at.is_(None)
+
+
 async def lock_build(session: AsyncSession, build_id: int, owner: str) -> Build:
-    mine = select(Build).where(Build.id == build_id, Build.owner == owner).with_for_update(key_share=True)
+    mine = select(Build).where(*_mine(build_id, owner)).with_for_update(key_share=True)
     build = await session.scalar(mine)
     if build is None:
         raise NotFound(f"there is no build {build_id}")
@@ -185,36 +204,49 @@ async def missing(session: AsyncSession, lease: Claimed) -> list[tuple[int, int]
     those of its range that ended, in an earlier try, in one of the states it names.
     """
     shard = await session.get_one(Shard, lease.shard_id)
-    build = await session.get_one(Build, lease.build_id)
-    rows = func.generate_series(lease.lo, lease.hi - 1).table_valued("idx").render_derived(name="p")
-    columns = func.generate_series(0, build.n - 1).table_valued("idx").render_derived(name="s")
-    problem, sample = rows.c.idx, columns.c.idx
-    same = and_(Sample.build_id == lease.build_id, Sample.problem == problem, Sample.sample_idx == sample)
     may_pass = and_(Sample.try_ == lease.try_, Sample.gen_status.in_(RETRIED))
     if shard.only is None:
-        wanted = or_(Sample.problem.is_(None), may_pass)
-    else:
-        wanted = or_(may_pass, and_(Sample.try_ < lease.try_, Sample.gen_status.in_(shard.only)))
-    query = (
+        query = _outstanding((await session.get_one(Build, lease.build_id)).n, lease, may_pass)
+    else:  # a few samples of a range that may be the whole build
+        failed = and_(Sample.try_ < lease.try_, Sample.gen_status.in_(shard.only))
+        ours = (Sample.build_id == lease.build_id, Sample.problem >= lease.lo, Sample.problem < lease.hi)
+        query = select(Sample.problem, Sample.sample_idx).where(*ours, or_(may_pass, failed))
+        query = query.order_by(Sample.problem, Sample.sample_idx)
+    return [(row[0], row[1]) for row in await session.execute(query)]
+
+
+def _outstanding(n: int, lease: Claimed, may_pass: ColumnElement[bool]) -> Select[int, int]:
+    """Samples of the range that have no row, or one that may be replaced."""
+    rows = func.generate_series(lease.lo, lease.hi - 1).table_valued("idx").render_derived(name="p")
+    columns = func.generate_series(0, n - 1).table_valued("idx").render_derived(name="s")
+    problem, sample = rows.c.idx, columns.c.idx
+    same = and_(Sample.build_id == lease.build_id, Sample.problem == problem, Sample.sample_idx == sample)
+    return (
         select(problem, sample)
         .select_from(rows)
         .join(columns, literal(True))
         .outerjoin(Sample, same)
-        .where(wanted)
+        .where(or_(Sample.problem.is_(None), may_pass))
         .order_by(problem, sample)
     )
-    return [(row[0], row[1]) for row in await session.execute(query)]
 
 
-async def problems(session: AsyncSession, build_id: int, lo: int, hi: int) -> dict[int, Problem]:
-    query = select(Problem).where(Problem.build_id == build_id, Problem.idx >= lo, Problem.idx < hi)
+async def problems(session: AsyncSession, build_id: int, wanted: Iterable[int]) -> dict[int, Problem]:
+    """The problems of these indices."""
+    query = select(Problem).where(
+        Problem.build_id == build_id, Problem.idx == func.any(literal(sorted(set(wanted)), ARRAY(Integer)))
+    )
     return {problem.idx: problem for problem in await session.scalars(query)}
 
 
-async def work_of(session: AsyncSession, build_id: int) -> tuple[Spec, int | None]:
-    """What a build asks for, and the scorer that it began with."""
-    build = await session.get_one(Build, build_id)
-    return Spec.model_validate(build.spec), build.scorer_id
+async def work_of(session: AsyncSession, lease: Claimed) -> Spec:
+    """What a shard's build asks for, with the shard's own budget where it has one."""
+    build = await session.get_one(Build, lease.build_id)
+    shard = await session.get_one(Shard, lease.shard_id)
+    spec = Spec.model_validate(build.spec)
+    if shard.max_tokens is None:
+        return spec
+    return spec.model_copy(update={"sampling": spec.sampling.model_copy(update={"max_tokens": shard.max_tokens})})
 
 
 @dataclass(frozen=True, slots=True)

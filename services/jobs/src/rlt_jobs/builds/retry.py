@@ -1,0 +1,107 @@
+"""Asking again for samples that failed: new shards over them alone, one try higher, and the build runs on.
+
+What they replace stays in the versions that hold it. At the end another version is published, whose parent is the
+build's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import CursorResult, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from rlt_client.errors import Conflict
+from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest, ShardState
+from rlt_client.schemas.common import GenStatus
+from rlt_jobs.builds.lifecycle import ENDED
+from rlt_jobs.builds.models import Build, Event, Shard
+from rlt_jobs.ringing import ring_shards
+
+__all__ = ["retry"]
+
+_INTO = "INSERT INTO shards (build_id, lo, hi, try, only, score_only, max_tokens, total)"
+
+# Failed samples in a row, wherever they lie, until they are enough for a shard. Problems are never divided.
+_CUT = """
+SELECT :build, min(problem), max(problem) + 1, :try, CAST(:only AS gen_status[]), :score_only,
+    CAST(:max_tokens AS int), sum(count)
+FROM (
+    SELECT problem, count, ((sum(count) OVER (ORDER BY problem)) - count)::bigint / :size AS part
+    FROM (SELECT s.problem, count(*) AS count FROM {failed} GROUP BY s.problem) failed
+) cut GROUP BY part ORDER BY part"""
+_GENERATED = """samples s
+    WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[]))"""
+_SCORED = """scores c JOIN samples s
+    ON s.build_id = :data AND s.problem = c.problem AND s.sample_idx = c.sample_idx
+    WHERE c.build_id = :data AND c.scorer_id = :scorer AND c.reward IS NULL AND c.status = 'score_error'
+    AND s.gen_status = ANY(CAST(:only AS gen_status[]))"""
+
+_AGAIN, _SCORE_AGAIN = (text(f"{_INTO} {_CUT.format(failed=failed)}") for failed in (_GENERATED, _SCORED))
+
+
+async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, shard_samples: int) -> None:
+    """`build` is locked and set running again.
+
+    Raises:
+        Conflict: it has not ended, was cancelled, is being read by another build, or no sample failed in this way.
+    """
+    await _check(session, build)
+    try_ = 1 + (await session.scalar(select(func.max(Shard.try_)).where(Shard.build_id == build.id)) or 0)
+    size = {"build": build.id, "data": build.data_id, "try": try_, "size": shard_samples}
+    made = 0
+    if build.kind is not BuildKind.rescore:
+        made += await _generate(session, size, request)
+    if request.score_errors:
+        made += await _score(session, size, build, request)
+    if not made:
+        raise Conflict(_nothing(build, request), type="nothing_to_retry")
+    await _go_on(session, build, request)
+
+
+async def _check(session: AsyncSession, build: Build) -> None:
+    if build.kind is BuildKind.rerank:
+        raise Conflict("a re-ranking makes no samples; retry the build that made them", type="wrong_state")
+    if build.state not in (BuildState.done, BuildState.failed):
+        raise Conflict(f"a build that is {build.state} cannot be retried: wait until it is done", type="wrong_state")
+    reads = select(Build.id).where(Build.of_build_id == build.id, Build.state.not_in(ENDED)).limit(1)
+    if reader := await session.scalar(reads):
+        raise Conflict(f"build {reader} reads the samples of this one; wait until it has ended", type="in_use")
+
+
+async def _generate(session: AsyncSession, size: dict[str, Any], request: RetryRequest) -> int:
+    only = [status.value for status in request.gen_status]
+    return await _cut(session, _AGAIN, {**size, "only": only, "score_only": False, "max_tokens": request.max_tokens})
+
+
+async def _score(session: AsyncSession, size: dict[str, Any], build: Build, request: RetryRequest) -> int:
+    """Only complete samples: no other becomes a row. What is asked for again comes with a score of its own."""
+    if GenStatus.complete in request.gen_status and build.kind is not BuildKind.rescore:
+        return 0
+    where = {"only": [GenStatus.complete.value], "score_only": True, "max_tokens": None, "scorer": build.scorer_id}
+    return await _cut(session, _SCORE_AGAIN, {**size, **where})
+
+
+async def _cut(session: AsyncSession, statement: Any, values: dict[str, Any]) -> int:
+    made = await session.execute(statement, values)
+    assert isinstance(made, CursorResult)
+    return made.rowcount
+
+
+def _nothing(build: Build, request: RetryRequest) -> str:
+    asked: Sequence[str] = [] if build.kind is BuildKind.rescore else [status.value for status in request.gen_status]
+    wanted = [*asked, *(["complete without a score"] if request.score_errors else [])]
+    return f"no sample of build {build.id} is {' or '.join(wanted) or 'asked for again: name score_errors'}"
+
+
+async def _go_on(session: AsyncSession, build: Build, request: RetryRequest) -> None:
+    build.state = BuildState.running
+    build.error = build.finished_at = None
+    build.barren = 0
+    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
+    await session.execute(update(Shard).where(*dead).values(state=ShardState.ready, barren=0, error=None))
+    asked = request.model_dump_json(exclude_none=True)
+    session.add(Event(build_id=build.id, kind="retried", detail=f"asked again: {asked}"))
+    await session.flush()
+    await ring_shards(session, Shard.build_id == build.id)
