@@ -7,7 +7,7 @@ A fixed number of aggregates, each over one build's rows. Failures are counted i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import psycopg
@@ -15,10 +15,13 @@ from sqlalchemy import Row, exc, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Timeout
-from rlt_client.schemas.builds import Decile, Reason
+from rlt_client.schemas.builds import BuildReport, Decile, Reason
+from rlt_jobs.builds import repository
 from rlt_jobs.builds.models import Build
+from rlt_jobs.builds.service import BuildService
+from rlt_jobs.database import Database
 
-__all__ = ["Findings", "find"]
+__all__ = ["Findings", "Reports", "find"]
 
 WHOLE: Final = 1_000_000  # samples that every spread is taken from: some seconds of one core
 STATEMENT_SECONDS: Final = 30  # a report is read by a person, and the database has other work
@@ -167,3 +170,16 @@ def _spread(rows: Sequence[Row[Any]]) -> dict[str, float]:
     quantiles = zip(QUANTILES, found.pop("quantiles"), strict=True)
     ends = {"min": found.pop("min"), **dict(quantiles), "max": found.pop("max")}
     return {name: float(value) for name, value in {**ends, **found}.items()}
+
+
+class Reports:
+    def __init__(self, database: Database, builds: BuildService) -> None:
+        self._database = database
+        self._builds = builds
+
+    async def report(self, owner: str, build_id: int) -> BuildReport:
+        """Raises `NotFound`, and `Timeout` where the database is too busy."""
+        counts = (await self._builds.get(owner, build_id)).counts
+        async with self._database.begin() as session:
+            found = await find(session, await repository.find_build(session, build_id, owner))
+        return BuildReport(build=build_id, counts=counts, **asdict(found))

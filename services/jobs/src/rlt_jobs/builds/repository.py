@@ -47,6 +47,7 @@ __all__ = [
     "insert_build",
     "lock_build",
     "missing",
+    "newest_event",
     "pin_scorer",
     "problem_hash",
     "problems",
@@ -296,3 +297,9 @@ async def add_events(session: AsyncSession, build_id: int, kind: str, found: Ite
     rows = [{"build_id": build_id, "kind": kind, "line": line, "detail": detail} for line, detail in found]
     if rows:
         await session.execute(insert(Event), rows)
+
+
+async def newest_event(session: AsyncSession, build_id: int) -> int:
+    """Id of the last event of a build, 0 before the first."""
+    found: int | None = await session.scalar(select(func.max(Event.id)).where(Event.build_id == build_id))
+    return found or 0

@@ -13,13 +13,18 @@ from sqlalchemy import CursorResult, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Conflict
+from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest, ShardState
 from rlt_client.schemas.common import GenStatus
+from rlt_jobs.builds import repository
 from rlt_jobs.builds.lifecycle import ENDED
 from rlt_jobs.builds.models import Build, Event, Shard
+from rlt_jobs.builds.service import BuildService
+from rlt_jobs.database import Database
 from rlt_jobs.ringing import ring_shards
+from rlt_jobs.settings import Settings
 
-__all__ = ["retry"]
+__all__ = ["Retries", "retry"]
 
 _INTO = "INSERT INTO shards (build_id, lo, hi, try, only, score_only, max_tokens, total)"
 
@@ -80,7 +85,8 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
     if GenStatus.complete in request.gen_status and build.kind is not BuildKind.rescore:
         return 0
     where = {"only": [GenStatus.complete.value], "score_only": True, "max_tokens": None, "scorer": build.scorer_id}
-    return await _cut(session, _SCORE_AGAIN, {**size, **where})
+    statement = _SCORE_AGAIN if build.scorer_id else _AGAIN  # no scorer: nothing was ever scored
+    return await _cut(session, statement, {**size, **where})
 
 
 async def _cut(session: AsyncSession, statement: Any, values: dict[str, Any]) -> int:
@@ -105,3 +111,17 @@ async def _go_on(session: AsyncSession, build: Build, request: RetryRequest) -> 
     session.add(Event(build_id=build.id, kind="retried", detail=f"asked again: {asked}"))
     await session.flush()
     await ring_shards(session, Shard.build_id == build.id)
+
+
+class Retries:
+    def __init__(self, settings: Settings, database: Database, builds: BuildService) -> None:
+        self._size = settings.shard_samples
+        self._database = database
+        self._builds = builds
+
+    async def retry(self, owner: str, build_id: int, request: RetryRequest) -> wire.Build:
+        """Raises `NotFound` and `Conflict`."""
+        async with self._database.begin() as session:
+            build = await repository.lock_build(session, build_id, owner)
+            await retry(session, build, request, shard_samples=self._size)
+        return await self._builds.get(owner, build_id)
