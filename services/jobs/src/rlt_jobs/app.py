@@ -18,7 +18,9 @@ from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
+from rlt_jobs.store import delete_endpoints
 from rlt_jobs.store import endpoints as store_endpoints
+from rlt_jobs.store.deleting import Deletions
 from rlt_jobs.store.files import Store, StoreUnavailable
 from rlt_jobs.store.service import StoreService
 from rlt_service.app import create_app
@@ -52,6 +54,7 @@ def build(settings: Settings) -> FastAPI:
             build_endpoints.router(builds),
             derived_endpoints.router(DerivedBuilds(settings, database), builds),
             store_endpoints.router(StoreService(settings, database, store)),
+            delete_endpoints.router(Deletions(database)),
         ],
         lifespan=lifespan,
         ready=ready,

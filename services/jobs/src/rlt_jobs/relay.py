@@ -24,6 +24,8 @@ from rlt_jobs.database import Database
 from rlt_jobs.leases import reap, unattended
 from rlt_jobs.outbox import Message, Queue
 from rlt_jobs.settings import Settings
+from rlt_jobs.store.files import Store
+from rlt_jobs.store.sweep import sweep
 
 __all__ = ["Relay", "run"]
 
@@ -42,6 +44,7 @@ class Relay:
         self._settings = settings
         self._database = database
         self._celery = celery
+        self._store = Store(settings.store, endpoint_url=settings.store_endpoint)
 
     async def relay(self) -> int:
         """Send what waits. Returns how many."""
@@ -62,6 +65,11 @@ class Relay:
                 await unattended(session, seconds=self._settings.reconcile_seconds, limit=BATCH - waiting)
             await lifecycle.settle_all(session)
 
+    async def sweep(self) -> None:
+        """Remove what was deleted and kept long enough, and files that nobody reads."""
+        async for line in sweep(self._database, self._store, self._settings):
+            log.info("removed %s", line)
+
     async def canary(self) -> None:
         async with self._database.begin() as session:
             if await _alone(session, CANARY_LOCK):
@@ -75,6 +83,7 @@ class Relay:
             _repeat(stop, settings.relay_seconds, self._drain),
             _repeat(stop, settings.reap_seconds, self.reap),
             _repeat(stop, settings.canary_seconds, self.canary),
+            _repeat(stop, settings.sweep_seconds, self.sweep),
         )
 
     async def _drain(self) -> None:
@@ -110,7 +119,7 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(settings.database_url, name="rlt-jobs relay", pool=3)
+    database = Database(settings.database_url, name="rlt-jobs relay", pool=5)
     try:
         await Relay(settings, database, make_celery(settings)).run(stop)
     finally:

@@ -90,6 +90,16 @@ class Settings(ServerSettings):
         None, description="touched by the worker or relay once it is ready and while it lives, for an orchestrator"
     )
 
+    retention_days: float = Field(
+        7.0, ge=0, description="what was deleted can be brought back by hand for so long; 0: until the next sweep"
+    )
+    orphan_hours: float = Field(
+        24.0, ge=0, description="a file that no row names is kept for so long: one being written has no row yet"
+    )
+    export_days: float = Field(30.0, ge=0, description="an export nobody asked for in so long is removed")
+    unused_upload_days: float = Field(90.0, ge=0, description="an upload that no build used in so long is deleted")
+    sweep_seconds: float = Field(3_600.0, gt=0, description="how often the relay looks for what may be removed")
+
     relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")
     reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")
     reconcile_seconds: float = Field(60.0, gt=0, description="a ready shard nobody took for so long is rung again")

@@ -43,7 +43,7 @@ async def builds(
         select(Build, Dataset.name, Scorer, newest.scalar_subquery())
         .join(Dataset, Dataset.id == Build.dataset_id)
         .outerjoin(Scorer, Scorer.id == Build.scorer_id)
-        .where(Build.owner == owner)
+        .where(Build.owner == owner, Build.deleted_at.is_(None))
         .order_by(Build.id.desc())
         .limit(limit)
     )

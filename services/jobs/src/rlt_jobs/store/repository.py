@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Row, and_, func, insert, select, text, tuple_
+from sqlalchemy import ColumnElement, CursorResult, Row, and_, exists, func, insert, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import NotFound
@@ -186,7 +186,7 @@ async def find_version(session: AsyncSession, version_id: int, owner: str) -> tu
         select(Version, Dataset, Scorer)
         .join(Dataset, Dataset.id == Version.dataset_id)
         .outerjoin(Scorer, Scorer.id == Version.scorer_id)
-        .where(Version.id == version_id, Dataset.owner == owner)
+        .where(Version.id == version_id, Dataset.owner == owner, Version.deleted_at.is_(None))
     )
     row = (await session.execute(query)).one_or_none()
     if row is None:
@@ -214,12 +214,15 @@ async def dataset(session: AsyncSession, name: str, owner: str) -> Dataset:
 
 async def datasets(session: AsyncSession, owner: str, after: str, limit: int) -> Sequence[Row[Any]]:
     """(dataset, builds, versions, newest version) by name."""
-    builds = select(func.count()).where(Build.dataset_id == Dataset.id).scalar_subquery()
-    count = select(func.count()).where(Version.dataset_id == Dataset.id).scalar_subquery()
-    newest = select(func.max(Version.id)).where(Version.dataset_id == Dataset.id).scalar_subquery()
+    living_builds = (Build.dataset_id == Dataset.id, Build.deleted_at.is_(None))
+    living_versions = (Version.dataset_id == Dataset.id, Version.deleted_at.is_(None))
+    builds = select(func.count()).where(*living_builds).scalar_subquery()
+    count = select(func.count()).where(*living_versions).scalar_subquery()
+    newest = select(func.max(Version.id)).where(*living_versions).scalar_subquery()
     query = (
         select(Dataset, builds.label("builds"), count.label("versions"), newest.label("newest"))
         .where(Dataset.owner == owner, Dataset.name > after)
+        .where(or_(exists().where(*living_builds), exists().where(*living_versions)))
         .order_by(Dataset.name)
         .limit(limit)
     )
@@ -231,7 +234,8 @@ async def versions(
 ) -> Sequence[Row[Version, Scorer]]:
     """(version, scorer), newest first."""
     query = select(Version, Scorer).outerjoin(Scorer, Scorer.id == Version.scorer_id)
-    query = query.where(Version.dataset_id == dataset_id).order_by(Version.number.desc()).limit(limit)
+    query = query.where(Version.dataset_id == dataset_id, Version.deleted_at.is_(None))
+    query = query.order_by(Version.number.desc()).limit(limit)
     if below is not None:
         query = query.where(Version.number < below)
     return (await session.execute(query)).all()
