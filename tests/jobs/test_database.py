@@ -40,6 +40,27 @@ async def test_a_connection_that_the_server_ends_is_unavailable_and_the_next_one
     assert await sleep_in(database, 0) == "slept"
 
 
+async def test_a_client_that_falls_silent_in_mid_transaction_keeps_no_locks(
+    database: Database, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose machine lost the network: it can neither commit nor break its connection off."""
+    monkeypatch.setattr("rlt_jobs.database.IDLE_SECONDS", 1)
+    silent = Database(postgres_url, name="tests", pool=1)
+    async with database.begin() as session:
+        await session.execute(text("CREATE TABLE locked (id int)"))
+
+    async def fall_silent() -> None:
+        async with silent.begin() as session:
+            await session.execute(text("LOCK TABLE locked"))
+            async with database.begin() as other, asyncio.timeout(20):
+                await other.execute(text("DROP TABLE locked"))
+            await session.execute(text("SELECT 1"))
+
+    with pytest.raises(Unavailable):
+        await fall_silent()
+    await silent.close()
+
+
 async def test_a_statement_that_is_wrong_stays_what_it_is(database: Database) -> None:
     async def misspell() -> None:
         async with database.begin() as session:

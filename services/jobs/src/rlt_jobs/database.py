@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 5  # a database that is down is answered with 503 rather than waited for
 SILENCE_SECONDS = 30  # a peer that acknowledges nothing for so long is gone
+IDLE_SECONDS = 30  # a client silent for so long in mid-transaction is gone, and its row locks hold up everybody else
 POOL_SECONDS = 10.0  # the same for a pool that is used up
 
 
@@ -73,6 +74,7 @@ class Database:
             connect_args={
                 "connect_timeout": CONNECT_SECONDS,
                 "tcp_user_timeout": SILENCE_SECONDS * 1000,
+                "options": _server_side(),
                 "application_name": name,
             },
         )
@@ -97,6 +99,21 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _server_side() -> str:
+    """What the server does about a client that vanished without a word: its machine lost power or network.
+
+    By default it would hold that client's transaction, with all its locks, for the two hours of TCP's keepalive.
+    """
+    limits = {
+        "idle_in_transaction_session_timeout": IDLE_SECONDS * 1000,
+        "tcp_user_timeout": SILENCE_SECONDS * 1000,
+        "tcp_keepalives_idle": SILENCE_SECONDS // 3,
+        "tcp_keepalives_interval": SILENCE_SECONDS // 3,
+        "tcp_keepalives_count": 2,
+    }
+    return " ".join(f"-c {name}={value}" for name, value in limits.items())
 
 
 def _being_cancelled() -> bool:
