@@ -29,17 +29,25 @@ IdempotencyKey = Annotated[
         description="the same key gives the same build again, however often the request is sent",
     ),
 ]
+WhetherDry = Annotated[bool, Query(description="store nothing; answer 200 with what the build would do")]
 DatasetName = Annotated[str | None, Query(max_length=wire.MAX_NAME, pattern=wire.NAME_PATTERN)]
 
 
 def router(service: BuildService) -> Router:
     routes = Router(prefix="/builds", tags=["builds"], dependencies=[requires(Scope.build)])
 
-    @routes.post("", status_code=202)
+    @routes.post("", status_code=202, response_model=wire.Build, responses={200: {"model": wire.DryRun}})
     async def create_build(
-        request: BuildRequest, caller: Caller, response: Response, key: IdempotencyKey = None
-    ) -> wire.Build:
+        request: BuildRequest,
+        caller: Caller,
+        response: Response,
+        key: IdempotencyKey = None,
+        dry_run: WhetherDry = False,
+    ) -> wire.Build | Response:
         """Accept a build. It is done later: follow it with GET."""
+        if dry_run:
+            told = await service.dry_run(caller.owner, request)
+            return Response(told.model_dump_json(), media_type="application/json")
         build = await service.submit(caller.owner, request, key)
         response.headers["location"] = f"/builds/{build.id}"
         return build

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from rlt_client.errors import Unavailable
 from rlt_client.formats import load_formats
-from rlt_client.schemas.builds import BuildKind, BuildState, Source, SourceFormat
+from rlt_client.schemas.builds import BuildKind, BuildState, Source
 from rlt_client.schemas.common import Problem
 from rlt_jobs.builds import intake, lifecycle, repository
 from rlt_jobs.builds.holding import held_build
@@ -67,7 +67,7 @@ class _Import:
             at = Position(build.import_line, build.import_offset)
             limit = None if source.limit is None else max(0, source.limit - _rows_read(build))
         source = await self._pin(spec, source)
-        stored = Stored(upload.uri, SourceFormat(upload.format)) if upload else None
+        stored = Stored.of(upload) if upload else None
         formats = load_formats(self._settings.formats)
         reader = ProblemReader(source, spec.kind, formats, spec.format, self._settings.max_text_chars)
         rows = self._sources.rows(source, spec.kind, stored, at)

@@ -15,6 +15,7 @@ from rlt_jobs import pages
 from rlt_jobs.builds import browse, lifecycle, repository, views
 from rlt_jobs.builds.admission import Admission
 from rlt_jobs.builds.browse import BuildRow, SampleFilter
+from rlt_jobs.builds.dry_run import DryRunner
 from rlt_jobs.builds.intake import take_in, tell_duplicates
 from rlt_jobs.builds.models import Build, Sample, Score
 from rlt_jobs.builds.outcomes import decompress
@@ -34,6 +35,7 @@ class BuildService:
         self._database = database
         self._store = store
         self._admission = Admission(settings, store)
+        self._dry_runner = DryRunner(settings, database, store)
 
     async def submit(self, owner: str, request: BuildRequest, key: str | None) -> wire.Build:
         """A new build, or the one that this key was used for.
@@ -57,6 +59,10 @@ class BuildService:
             build_id = build.id
             session.expire_all()  # server-side values are read back
             return await self._view(session, owner, build_id)
+
+    async def dry_run(self, owner: str, request: BuildRequest) -> wire.DryRun:
+        """Raises `InvalidRequest`, `Unavailable`."""
+        return await self._dry_runner.run(owner, request)
 
     async def _insert(self, session: AsyncSession, owner: str, request: BuildRequest, key: str | None) -> Build | None:
         upload_id = request.source.upload if request.source else None

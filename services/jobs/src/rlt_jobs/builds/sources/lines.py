@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ __all__ = ["BOM", "MAX_LINE", "Lines", "not_text", "plain", "readable"]
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE = 64 * 2**20  # bytes; a longer line is a file of another kind
-CHUNK = 2**20
 HEAD = 16  # bytes that tell what a file is
 
 GZIP = b"\x1f\x8b"
@@ -46,7 +44,8 @@ def plain(file: IO[bytes]) -> IO[bytes]:
         raise SourceError("empty_source", "the file is empty")
     if why := not_text(head):
         raise SourceError("unreadable_source", f"the file {why}")
-    return io.BufferedReader(raw, CHUNK)
+    plain_file: IO[bytes] = raw
+    return plain_file
 
 
 def not_text(head: bytes) -> str | None:

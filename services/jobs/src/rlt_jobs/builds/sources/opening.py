@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas.builds import BuildKind, Source, SourceFormat
@@ -15,6 +15,7 @@ from rlt_jobs.builds.sources import csv, hub, jsonl, kinds, lines, parquet
 from rlt_jobs.builds.sources.rows import Position, Row, SourceError
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Damaged, Store
+from rlt_jobs.store.models import Upload
 from rlt_service.paths import AllowedRoots
 
 __all__ = ["Sources", "Stored"]
@@ -26,6 +27,10 @@ class Stored:
 
     uri: str
     format: SourceFormat
+
+    @classmethod
+    def of(cls, upload: Upload) -> Self:
+        return cls(upload.uri, SourceFormat(upload.format))
 
 
 class Sources:
