@@ -20,7 +20,7 @@ from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
-from rlt_jobs.builds import repository, work
+from rlt_jobs.builds import repository
 from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.spec import Spec, request_hash
@@ -177,6 +177,7 @@ def make_settings(postgres_url: str, store: Store) -> Settings:
         store=store.url,
         lease_seconds=20,
         heartbeat_seconds=0.1,
+        control_seconds=0.05,
         flush_seconds=0.1,
         patience_seconds=0,
         start_in_flight=4,
@@ -185,11 +186,8 @@ def make_settings(postgres_url: str, store: Store) -> Settings:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def services(
-    settings: Settings, database: Database, store: Store, platform: Platform, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Services]:
+async def services(settings: Settings, database: Database, store: Store, platform: Platform) -> AsyncIterator[Services]:
     """What a worker works with, its HTTP ending in `platform`."""
-    monkeypatch.setattr(work, "DRAIN_SECONDS", 0.05)
     transport = platform.transport()
     async with (
         AsyncTeacherClient("http://teacher", patience=0, transport=transport) as teacher,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, select, update
@@ -44,8 +46,16 @@ async def scores(database: Database, build_id: int) -> dict[tuple[int, int], Sco
 
 
 async def run(services: Services, build_id: int) -> Shard:
+    """One shift, as if the pause after a lease that ended badly were over."""
+    await hold_back(services.database, build_id, None)
     await work_shard(services, (await shard_of(services.database, build_id)).id)
     return await shard_of(services.database, build_id)
+
+
+async def hold_back(database: Database, build_id: int, until: datetime | None, *, lo: int = 0) -> None:
+    """No claim takes shards from problem `lo` on before that."""
+    async with database.begin() as session:
+        await session.execute(update(Shard).where(Shard.build_id == build_id, Shard.lo >= lo).values(retry_at=until))
 
 
 async def test_every_sample_is_asked_for_once_with_its_own_seed(
@@ -323,13 +333,14 @@ async def test_a_lost_lease_stops_the_work_and_the_flush(services: Services, mak
     slow(platform, 0.1)
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
-    async with services.database.begin() as session:  # as the reaper would
-        gone = {"state": ShardState.ready, "lease_token": None}
-        await session.execute(update(Shard).where(Shard.build_id == build_id).values(gone))
+    another = uuid4()
+    async with services.database.begin() as session:  # reaped, and claimed by another
+        await session.execute(update(Shard).where(Shard.build_id == build_id).values(lease_token=another))
     kept = len(await samples(services.database, build_id))
     await asyncio.wait_for(working, 5)
     assert len(await samples(services.database, build_id)) == kept
-    assert (await shard_of(services.database, build_id)).state is ShardState.ready
+    shard = await shard_of(services.database, build_id)
+    assert (shard.state, shard.lease_token) == (ShardState.running, another)
 
 
 async def test_a_worker_that_shuts_down_gives_back_at_once(services: Services, make_build: Any, platform: Any) -> None:
@@ -360,7 +371,9 @@ async def test_a_scorer_that_changes_between_leases_is_noticed(
     build_id = await make_build(problems=2, n=1, shard_samples=1)
     async with services.database.begin() as session:
         first, second = (await session.scalars(select(Shard.id).where(Shard.build_id == build_id))).all()
+    await hold_back(services.database, build_id, datetime.now(UTC) + timedelta(hours=1), lo=1)
     await work_shard(services, first)
+    await hold_back(services.database, build_id, None)
     score = platform.score
 
     def other(request: RewardRequest) -> Any:
@@ -381,18 +394,18 @@ async def test_a_database_that_goes_away_for_a_moment_is_waited_for(
     services: Services, make_build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The flush fails twice as it would without a connection; nothing is lost and nothing asked for twice."""
-    from rlt_jobs.builds import work
+    from rlt_jobs.builds import running
 
     build_id = await make_build(problems=5, n=1)
-    flush, failures = work.flush, iter(range(2))
+    flush, failures = running.flush, iter(range(2))
 
     async def flaky(*args: Any, **options: Any) -> int:
         if next(failures, None) is not None:
             raise Unavailable("no connection")
         return await flush(*args, **options)
 
-    monkeypatch.setattr(work, "flush", flaky)
-    monkeypatch.setattr(work, "DATABASE_PAUSE", 0.01)
+    monkeypatch.setattr(running, "flush", flaky)
+    monkeypatch.setattr(running, "DATABASE_PAUSE", 0.01)
     shard = await run(services, build_id)
     assert (shard.state, shard.complete) == (ShardState.done, 5)
 

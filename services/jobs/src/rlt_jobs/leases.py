@@ -37,6 +37,7 @@ __all__ = [
     "ring_build",
     "ring_shards",
     "unattended",
+    "until",
 ]
 
 QUOTA_LOCK: Final = 0x524C54  # first of the two keys of an advisory lock; the second is the owner's hash
@@ -59,9 +60,11 @@ class Claimed:
     lo: int
     hi: int
     try_: int
+    stalled: bool = False
+    """Whether the build could not go on when this was taken."""
 
 
-def _until(seconds: float) -> ColumnElement[Any]:
+def until(seconds: float) -> ColumnElement[Any]:
     return func.now() + literal(timedelta(seconds=seconds))
 
 
@@ -72,11 +75,12 @@ WITH busy AS MATERIALIZED (
     SELECT s.build_id, b.owner, count(*) AS leases
     FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' GROUP BY s.build_id, b.owner
 ), open AS MATERIALIZED (
-    SELECT b.id, b.owner, b.priority, coalesce(busy.leases, 0) AS leases, coalesce(q.running_shards, :most) AS most
+    SELECT b.id, b.owner, b.priority, b.stalled_at, coalesce(busy.leases, 0) AS leases,
+        coalesce(q.running_shards, :most) AS most
     FROM builds b LEFT JOIN busy ON busy.build_id = b.id LEFT JOIN quotas q ON q.owner = b.owner
     WHERE b.state = 'running' AND b.kind = ANY (CAST(:kinds AS build_kind[]))
 ), first AS (
-    SELECT o.owner, o.most, found.id
+    SELECT o.owner, o.most, o.stalled_at, found.id
     FROM (SELECT * FROM open ORDER BY priority DESC, leases, id) o
     CROSS JOIN LATERAL (
         SELECT coalesce(
@@ -97,7 +101,8 @@ SET state = 'running', lease_token = gen_random_uuid(), lease_until = now() + ma
     worker = :worker, barren = s.barren + 1
 FROM first
 WHERE s.id = first.id
-RETURNING s.id, s.lease_token, s.build_id, s.lo, s.hi, s.try AS try_, first.owner, first.most""")
+RETURNING s.id, s.lease_token, s.build_id, s.lo, s.hi, s.try AS try_, first.owner, first.most,
+    first.stalled_at""")
 _OWNERS_LEASES = text("""
 SELECT count(*) FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' AND b.owner = :owner""")
 
@@ -125,7 +130,7 @@ async def claim_shard(
     row = (await session.execute(_CLAIM, given)).one_or_none()
     if row is None:
         return None
-    lease = Claimed(row.id, row.lease_token, row.build_id, row.lo, row.hi, row.try_)
+    lease = Claimed(row.id, row.lease_token, row.build_id, row.lo, row.hi, row.try_, row.stalled_at is not None)
     if row.most is not None and not await _within(session, row.owner, row.most):
         await give_back(session, lease, blameless=True, max_barren=MOST_BARREN)
         return None
@@ -143,7 +148,7 @@ async def renew_shard(session: AsyncSession, lease: Claimed, *, seconds: float) 
     renewed = (
         update(Shard)
         .where(Shard.id == lease.shard_id, Shard.lease_token == lease.token, Build.id == Shard.build_id)
-        .values(lease_until=_until(seconds))
+        .values(lease_until=until(seconds))
         .returning(Build.state)
     )
     state = await session.scalar(renewed)
@@ -211,9 +216,14 @@ def _pause() -> ColumnElement[Any]:
 
 
 async def reap(session: AsyncSession, *, max_barren: int) -> int:
-    """End expired leases and ring for what they held. Returns how many there were."""
-    expired = Shard.lease_until < func.now()
-    shards = await _end_leases(session, expired, blameless=False, max_barren=max_barren, error=SILENT)
+    """End expired leases and ring for what they held. Returns how many there were.
+
+    A row that is locked is left for the next look: its holder is just writing, or vanished in mid-transaction, and
+    nobody else's lease waits for that.
+    """
+    expired = select(Shard.id).where(Shard.state == ShardState.running, Shard.lease_until < func.now())
+    unlocked = Shard.id.in_(expired.with_for_update(skip_locked=True, key_share=True))
+    shards = await _end_leases(session, unlocked, blameless=False, max_barren=max_barren, error=SILENT)
     await ring_shards(session, Shard.id.in_([shard for shard, _ in shards]))
     return len(shards) + await _reap_builds(session, max_barren)
 
@@ -222,9 +232,10 @@ async def _reap_builds(session: AsyncSession, max_barren: int) -> int:
     """Imports and publishings whose holder fell silent; after too many the build fails."""
     problem = {"type": "given_up", "title": "Given up", "detail": f"{max_barren} workers in a row fell silent at it"}
     too_often = Build.barren >= max_barren
+    silent = select(Build.id).where(Build.lease_until < func.now()).with_for_update(skip_locked=True, key_share=True)
     expired = (
         update(Build)
-        .where(Build.lease_until < func.now())
+        .where(Build.id.in_(silent))
         .values(
             lease_token=None,
             lease_until=None,
@@ -248,7 +259,7 @@ async def claim_build(
     take = (
         update(Build)
         .where(Build.id == build_id, Build.state == state, Build.lease_token.is_(None))
-        .values(lease_token=uuid4(), lease_until=_until(seconds), worker=worker, barren=Build.barren + 1)
+        .values(lease_token=uuid4(), lease_until=until(seconds), worker=worker, barren=Build.barren + 1)
         .returning(Build.lease_token)
     )
     return await session.scalar(take)
@@ -259,7 +270,7 @@ async def renew_build(session: AsyncSession, build_id: int, token: UUID, *, seco
     renewed = (
         update(Build)
         .where(Build.id == build_id, Build.lease_token == token)
-        .values(lease_until=_until(seconds))
+        .values(lease_until=until(seconds))
         .returning(Build.id)
     )
     if await session.scalar(renewed) is None:

@@ -52,6 +52,12 @@ class Settings(ServerSettings):
     shard_samples: int = Field(256, ge=1, le=10_000, description="samples a shard: 2 to 10 minutes of one worker")
     lease_seconds: float = Field(120.0, gt=0, description="a worker silent for so long has lost its shard")
     heartbeat_seconds: float = Field(30.0, gt=0, description="how often a lease is renewed: four times within it")
+    control_seconds: float = Field(
+        1.0, gt=0, description="how soon a worker learns that its build was paused or cancelled, by a query of so often"
+    )
+    stall_seconds: float = Field(
+        60.0, gt=0, description="a build whose requests were all refused for so long is called stalled"
+    )
     flush_seconds: float = Field(10.0, gt=0, description="a killed worker loses the samples of so long at most")
     flush_rows: int = Field(256, ge=1, description="samples waiting that make it flush sooner")
     max_barren: int = Field(5, ge=1, description="leases in a row without a new row that make a shard dead")
@@ -83,7 +89,9 @@ class Settings(ServerSettings):
 
     concurrency: int = Field(4, ge=1, description="worker processes of `rlt-jobs worker`; each runs one shard")
     max_in_flight: int = Field(64, ge=1, description="requests under way a shard at most")
-    start_in_flight: int = Field(16, ge=1, description="requests under way at the start; grows while none is refused")
+    start_in_flight: int = Field(
+        64, ge=1, description="requests under way at the start; a server that is asked too much refuses, and it halves"
+    )
     request_seconds: float = Field(900.0, gt=0, description="for one explanation or score, queueing there included")
     patience_seconds: float = Field(5.0, ge=0, description="a broken connection is retried for so long, then believed")
     heartbeat_file: Path | None = Field(
@@ -103,6 +111,7 @@ class Settings(ServerSettings):
     relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")
     reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")
     reconcile_seconds: float = Field(60.0, gt=0, description="a ready shard nobody took for so long is rung again")
+    probe_seconds: float = Field(3.0, gt=0, description="how often a worker is woken for a build that cannot go on")
     canary_seconds: float = Field(60.0, gt=0, description="how often a message is sent through each queue as a proof")
 
     @field_validator("store")

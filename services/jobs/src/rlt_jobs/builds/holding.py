@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from sqlalchemy import select
+
 from rlt_client.errors import Unavailable
 from rlt_client.schemas.builds import BuildState
-from rlt_jobs.builds.work import DRAIN_SECONDS, Services, Stopped, unwrapped
+from rlt_jobs.builds.models import Build
+from rlt_jobs.builds.services import Services, Stopped, unwrapped
 from rlt_jobs.database import unbroken
 from rlt_jobs.leases import LeaseLost, claim_build, release_build, renew_build
 
@@ -24,7 +27,8 @@ log = logging.getLogger(__name__)
 async def held_build(services: Services, build_id: int, state: BuildState) -> AsyncIterator[UUID | None]:
     """Claim the build if it waits in `state`, and renew the lease while the block runs; None if it cannot be had.
 
-    Losing the lease, or being told to stop, ends the block quietly: whoever is rung next goes on from there.
+    Losing the lease, the build's being cancelled, or being told to stop, ends the block quietly: whoever is rung next
+    goes on from there.
     """
     settings = services.settings
     async with services.database.begin() as session:
@@ -47,20 +51,24 @@ async def _beat(services: Services, build_id: int, token: UUID) -> None:
     settings = services.settings
     renewed = time.monotonic()
     while True:
-        await asyncio.sleep(min(DRAIN_SECONDS, settings.heartbeat_seconds))
+        await asyncio.sleep(settings.control_seconds)
         if services.draining():
             raise Stopped("the worker is shutting down")
-        if time.monotonic() - renewed < settings.heartbeat_seconds:
-            continue
+        due = time.monotonic() - renewed >= settings.heartbeat_seconds
         try:
-            await unbroken(_renew(services, build_id, token))
+            await unbroken(_look(services, build_id, token, renew=due))
         except Unavailable as error:
             if time.monotonic() - renewed > settings.lease_seconds:
                 raise LeaseLost(f"build {build_id}: not renewed in time: {error}") from error
             continue
-        renewed = time.monotonic()
+        if due:
+            renewed = time.monotonic()
 
 
-async def _renew(services: Services, build_id: int, token: UUID) -> None:
+async def _look(services: Services, build_id: int, token: UUID, *, renew: bool) -> None:
+    """Raises `LeaseLost`; a build that is cancelled has no lease any more."""
     async with services.database.begin() as session:
-        await renew_build(session, build_id, token, seconds=services.settings.lease_seconds)
+        if renew:
+            await renew_build(session, build_id, token, seconds=services.settings.lease_seconds)
+        elif await session.scalar(select(Build.lease_token).where(Build.id == build_id)) != token:
+            raise LeaseLost(f"build {build_id}")

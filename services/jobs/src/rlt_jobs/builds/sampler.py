@@ -24,14 +24,14 @@ from rlt_client.errors import (
     Unauthorized,
     Unavailable,
 )
-from rlt_client.schemas.builds import BuildKind
+from rlt_client.schemas.builds import BuildKind, Truncated
 from rlt_client.schemas.common import GenStatus, ScoreStatus
-from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation
+from rlt_client.schemas.explain import ExplainRequest, ExplainResponse, Explanation, Incomplete
 from rlt_client.schemas.reward import Preset, ResolvedSpec, RewardItem, Score, needs_distributions
-from rlt_jobs.builds.flow import Flow
 from rlt_jobs.builds.models import Problem
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.repository import ScorerKey
+from rlt_jobs.builds.servers import Server
 from rlt_jobs.builds.spec import Spec, request_key, sample_seed
 
 __all__ = ["Made", "Misconfigured", "RewardUnhealthy", "Sampler", "TeacherUnhealthy", "Unhealthy"]
@@ -44,6 +44,9 @@ STORED: Final = {"ss_mean", "ss_min", "ss_sum", "kl_mean", "kl_max", "format", "
 
 class Unhealthy(RLTError):
     """Teacher or reward server is not there or not well: nobody's samples are to blame."""
+
+    refused: bool = False
+    """The key of this service is not accepted: whatever is asked ends so."""
 
 
 class TeacherUnhealthy(Unhealthy):
@@ -75,11 +78,11 @@ class Sampler:
     """Makes samples of one build. Safe to be used by many tasks at once.
 
     Args:
-        teaching, scoring: flow control towards the teacher and the reward server.
+        teaching, scoring: what this process knows of the teacher and the reward server.
     """
 
     def __init__(
-        self, spec: Spec, teacher: AsyncTeacherClient, reward: AsyncRewardClient, teaching: Flow, scoring: Flow
+        self, spec: Spec, teacher: AsyncTeacherClient, reward: AsyncRewardClient, teaching: Server, scoring: Server
     ) -> None:
         self._spec = spec
         self._teacher = teacher
@@ -111,13 +114,14 @@ class Sampler:
             format=self._spec.format,
             policy=self._spec.policy,
             return_tokens=True,
+            incomplete=Incomplete.retry if self._spec.truncated is Truncated.retry else Incomplete.keep,
             **sampling,
         )
 
     async def _scored(self, problem: Problem, explanation: Explanation) -> tuple[Scored | None, ScorerKey | None]:
         if explanation.completion is None:
             return None, None
-        return await self._score(
+        return await self.score(
             RewardItem(
                 question=problem.question,
                 answer=problem.answer,
@@ -131,13 +135,14 @@ class Sampler:
         item = RewardItem(
             question=problem.question, answer=problem.answer, system=problem.system, explanation=problem.explanation
         )
-        score, scorer = await self._score(item)
-        key = self._key(problem, seed=0, policy_revision=None, format_hash=None)
+        score, scorer = await self.score(item)
+        key = self._key(problem, seed=0)
         texts = Texts(explanation=problem.explanation)
         outcome = Outcome(problem.idx, sample_idx, try_, GenStatus.complete, key, texts=texts, score=score)
         return Made(outcome, scorer)
 
-    async def _score(self, item: RewardItem) -> tuple[Scored, ScorerKey | None]:
+    async def score(self, item: RewardItem) -> tuple[Scored, ScorerKey | None]:
+        """Raises `Unhealthy` and `Misconfigured`; what is wrong with the item is in the score."""
         spec = self._spec
         try:
             scored = await self._ask(
@@ -149,9 +154,9 @@ class Sampler:
             return Scored(ScoreStatus.score_error, reason=refusal.error.type), None
         return _scored(scored.score), _scorer_key(scored, sent=item.teacher is not None)
 
-    async def _ask(self, unhealthy: type[Unhealthy], flow: Flow, call: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, unhealthy: type[Unhealthy], server: Server, call: Callable[[], Awaitable[T]]) -> T:
         while True:
-            async with flow.turn() as turn:
+            async with server.flow.turn() as turn:
                 try:
                     reply = await call()
                 except Overloaded as error:
@@ -159,7 +164,8 @@ class Sampler:
                     continue
                 except (Unavailable, Unauthorized, Forbidden, TransportError, ProtocolError) as error:
                     ill = unhealthy(str(error))
-                    await flow.close(ill)
+                    ill.refused = isinstance(error, Unauthorized | Forbidden)
+                    server.fell_ill(ill)
                     raise ill from error
                 except (InvalidRequest, NotFound, Conflict) as error:
                     if _is_about_texts(error):
@@ -180,16 +186,16 @@ class Sampler:
         explanation: Explanation,
         score: Scored | None,
     ) -> Outcome:
-        policy = reply.policy.revision
         return Outcome(
             problem=problem.idx,
             sample_idx=sample_idx,
             try_=try_,
             gen_status=explanation.gen_status,
-            request_key=self._key(problem, seed=seed, policy_revision=policy, format_hash=reply.format.hash),
+            request_key=self._key(problem, seed=seed, reply=reply),
             gen_reason=explanation.error.type if explanation.error else None,
             finish_reason=explanation.finish_reason,
-            policy_revision=policy,
+            policy_revision=reply.policy.revision,
+            engine=reply.engine,
             prompt_tokens=explanation.usage.prompt_tokens,
             completion_tokens=explanation.usage.completion_tokens,
             flags=list(map(str, explanation.flags)),
@@ -200,6 +206,8 @@ class Sampler:
     def _texts(self, explanation: Explanation) -> Texts | None:
         if explanation.completion is None and explanation.text is None:
             return None
+        if explanation.gen_status is GenStatus.truncated and self._spec.truncated is Truncated.drop:
+            return None
         tokens = explanation.teacher if self._spec.keep_tokens else None
         return Texts(
             explanation=explanation.text,
@@ -209,13 +217,14 @@ class Sampler:
         )
 
     def _failed(self, problem: Problem, sample_idx: int, try_: int, seed: int, error: APIError) -> Outcome:
-        key = self._key(problem, seed=seed, policy_revision=None, format_hash=None)
+        key = self._key(problem, seed=seed)
         return Outcome(problem.idx, sample_idx, try_, GenStatus.engine_error, key, gen_reason=error.type)
 
-    def _key(self, problem: Problem, *, seed: int, policy_revision: str | None, format_hash: str | None) -> bytes:
+    def _key(self, problem: Problem, *, seed: int, reply: ExplainResponse | None = None) -> bytes:
         return request_key(
-            policy_revision=policy_revision,
-            format_hash=format_hash,
+            policy_revision=reply.policy.revision if reply else None,
+            engine=reply.engine if reply else None,
+            format_hash=reply.format.hash if reply else None,
             problem=(problem.question, problem.answer),
             sampling=self._spec.sampling,
             seed=seed,
@@ -263,5 +272,7 @@ def _scorer_key(scored: ScoredItem, *, sent: bool) -> ScorerKey:
         kl=_kl(spec),
         student_temperature=spec.student_temperature,
         teacher_temperature=spec.teacher_temperature,
+        dtype=scored.dtype,
+        engine=scored.engine,
         spec=spec.model_dump_json(),
     )

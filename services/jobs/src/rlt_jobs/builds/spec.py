@@ -8,13 +8,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from rlt_client.schemas.builds import BuildKind, BuildRequest, Sampling, Selection, Source
+from rlt_client.schemas.builds import BuildKind, BuildRequest, Sampling, Selection, Source, Truncated
 from rlt_client.schemas.reward import Preset, SpecRequest
 
 __all__ = ["Spec", "digest", "request_hash", "request_key", "sample_seed"]
 
 # What decides how samples come out, as against where they go and who is first.
-SHAPING = {"kind", "n", "sampling", "seed", "format", "policy", "student", "spec"}
+SHAPING = {"kind", "n", "sampling", "seed", "format", "policy", "student", "spec", "truncated"}
 
 
 class Spec(BaseModel):
@@ -32,6 +32,7 @@ class Spec(BaseModel):
     spec: Preset | SpecRequest
     selection: Selection
     keep_tokens: bool
+    truncated: Truncated = Truncated.keep
     source: Source | None = None
     deduplicate: bool = True
 
@@ -67,11 +68,17 @@ def sample_seed(seed: int, problem: int, sample_idx: int, try_: int) -> int:
 
 
 def request_key(
-    *, policy_revision: str | None, format_hash: str | None, problem: tuple[str, str], sampling: Sampling, seed: int
+    *,
+    policy_revision: str | None,
+    engine: str | None,
+    format_hash: str | None,
+    problem: tuple[str, str],
+    sampling: Sampling,
+    seed: int,
 ) -> bytes:
-    """16 bytes that name what was asked of which policy: equal keys, equal samples on a deterministic engine.
+    """16 bytes that name what was asked of which policy: equal keys, equal samples of a deterministic engine.
 
     `problem` is (question, answer): all of the teacher's prompt that the format does not fix.
     """
-    shape = [policy_revision, format_hash, *problem, sampling.model_dump(mode="json"), seed]
+    shape = [policy_revision, engine, format_hash, *problem, sampling.model_dump(mode="json"), seed]
     return digest(shape)[:16]
