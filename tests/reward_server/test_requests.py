@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_everything_that_shaped_a_score_is_echoed(hosted: httpx.Client, golden_d
     ]
     assert reply["student"] == {"name": "student", "revision": model_revision(golden_dir / "student")}
     assert reply["teacher"] == {"name": "teacher", "revision": model_revision(golden_dir / "teacher")}
+    assert reply["dtype"] == "float32"
+    assert reply["engine"] == f"transformers {version('transformers')}, torch {version('torch')}"
     assert reply["format"]["name"] == "golden"
     assert len(reply["format"]["hash"]) == 16
     assert reply["spec"] == {

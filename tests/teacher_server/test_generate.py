@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
 PROMPT = [69 + 8, 36]  # any two ids of the vocabulary
@@ -23,6 +25,7 @@ def test_items_keep_their_order_and_ids(generate, tiny_model):
     assert [(item["id"], item["index"]) for item in reply["items"]] == [(f"row {i}", i) for i in range(20)]
     assert all(len(item["token_ids"]) == len(item["logprobs"]) > 0 for item in reply["items"])
     assert {item["policy_revision"] for item in reply["items"]} == {reply["policy"]["revision"]}
+    assert reply["engine"] == f"transformers {version('transformers')}"
 
 
 def test_one_seed_one_sample(generate):

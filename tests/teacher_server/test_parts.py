@@ -14,7 +14,7 @@ from rlt_client.schemas.common import GenStatus, Problem
 from rlt_teacher_server import outcome
 from rlt_teacher_server.admission import Admission
 from rlt_teacher_server.concurrency import together
-from rlt_teacher_server.engine.base import Sample, SampleRequest
+from rlt_teacher_server.engine.base import Sample, SampleRequest, made_by
 from rlt_teacher_server.engine.sampling import pick, processed_logprobs
 from rlt_teacher_server.errors import Reason, item_error
 from rlt_teacher_server.model import load_model
@@ -203,6 +203,12 @@ async def test_results_keep_their_order():
         return value
 
     assert await together([give(1, 0.02), give(2, 0.0)]) == [1, 2]
+
+
+def test_a_reply_names_the_engines_of_all_versions_that_made_it():
+    samples = [Sample([1], [-1.0], "stop", 0, 0, 0, engine=name) for name in ("vllm 0.32.0", "vllm 0.31.0", None)]
+    assert made_by([*samples, *samples]) == "vllm 0.31.0, vllm 0.32.0"
+    assert made_by(samples[2:]) is None
 
 
 def test_an_engine_that_is_down_is_raised_only_where_nothing_was_finished():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Final
 
 from rlt_client.errors import ItemError, PayloadTooLarge
@@ -173,12 +174,18 @@ class RewardService:
         return RewardResponse(
             items=scores,
             student=call.selection.student.ref,
+            dtype=self._dtype(call.selection.student),
+            engine=_engine(),
             teacher=teacher.ref if teacher and hosted else None,
             format=call.plan.format.ref,
             spec=call.plan.spec,
             usage=_usage(scores, outcomes),
             timing=spent,
         )
+
+    def _dtype(self, model: LoadedModel) -> str:
+        stored = ", fp8 weights" if self._settings.weights == "fp8" else ""
+        return f"{model.scorer.dtype}{stored}"
 
     async def probe(self) -> None:
         """Score the default format's probe through every model. Raises `ItemError` where that does not work."""
@@ -189,6 +196,11 @@ class RewardService:
             call = Call.of(selection, plan, owner="", urgent=True)
             outcome = await self._outcome(call, _ready(call, item))
         outcome.score.value()
+
+
+@cache
+def _engine() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
 
 
 def _probed(selection: Selection) -> Preset:

@@ -9,7 +9,7 @@ from rlt_client.schemas.generate import Generated, GenerateItem, GenerateRequest
 from rlt_service import timing
 from rlt_teacher_server.checks import check_items, check_temperature
 from rlt_teacher_server.concurrency import together
-from rlt_teacher_server.engine.base import Sample, SampleRequest
+from rlt_teacher_server.engine.base import Sample, SampleRequest, made_by
 from rlt_teacher_server.engine.pool import Group
 from rlt_teacher_server.policies.registry import Use
 from rlt_teacher_server.sampler import Failure, Sampler, finished_samples
@@ -43,11 +43,12 @@ class GenerateService:
         with self._sampler.admission.admit(len(request.items)):
             async with self._sampler.policies.using(request.policy) as use:
                 results = await self._sample(use, request)
-        spent = timing.split(began, time.perf_counter(), [each.moments for each in finished_samples(results)])
+        samples = finished_samples(results)
+        spent = timing.split(began, time.perf_counter(), [each.moments for each in samples])
         self._sampler.metrics.request(spent)
         pairs = enumerate(zip(request.items, results, strict=True))
         items = [self._generated(use.policy, item, index, result) for index, (item, result) in pairs]
-        return GenerateResponse(items=items, policy=use.policy, timing=spent)
+        return GenerateResponse(items=items, policy=use.policy, engine=made_by(samples), timing=spent)
 
     async def _sample(self, use: Use, request: GenerateRequest) -> list[Sample | Failure]:
         """Items with one prompt are one group."""

@@ -49,6 +49,8 @@ class ScoredItem:
     teacher: ModelRef | None
     format: FormatRef
     spec: ResolvedSpec
+    dtype: str | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class AsyncRewardClient(ServiceClient):
             priority=lane.priority,
         )
         reply = await self.score_all(request)
-        source = (reply.student, reply.teacher, reply.format, reply.spec)
+        source = (reply.student, reply.teacher, reply.format, reply.spec, reply.dtype, reply.engine)
         return [ScoredItem(score, *source) for score in reply.items]
 
 

@@ -11,7 +11,7 @@ may still use one, is not an engine's business: it is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -28,6 +28,7 @@ __all__ = [
     "SampleRequest",
     "Watch",
     "check",
+    "made_by",
     "overflow",
     "with_stops",
 ]
@@ -63,6 +64,8 @@ class Sample:
     enqueued: float
     started: float
     finished: float
+    engine: str | None = None
+    """The `version` of the engine that it was sampled in."""
 
     @property
     def moments(self) -> tuple[float, float, float]:
@@ -163,6 +166,12 @@ class Engine(Protocol):
             InvalidRequest: unusable_policy, weights_unavailable (it was started without what this takes).
             Unavailable: it is down, or its caches could not be proved clean.
         """
+
+
+def made_by(samples: Iterable[Sample]) -> str | None:
+    """The engines of these samples, one of each version; None where no sample tells."""
+    versions = {sample.engine for sample in samples if sample.engine is not None}
+    return ", ".join(sorted(versions)) or None
 
 
 def check(request: SampleRequest, limits: Limits) -> None:

@@ -9,7 +9,7 @@ from rlt_client.errors import ItemError, Unavailable
 from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.explain import ExplainResponse, ExplanationUsage
 from rlt_service import timing
-from rlt_teacher_server.engine.base import Sample
+from rlt_teacher_server.engine.base import Sample, made_by
 from rlt_teacher_server.explain.comparison import compare
 from rlt_teacher_server.explain.explainer import Outcome
 from rlt_teacher_server.explain.plan import Plan
@@ -25,12 +25,14 @@ def reply(plan: Plan, policies: Sequence[ModelRef], outcomes: Sequence[Outcome],
     began: when the work on it did, seconds of `time.perf_counter`.
     """
     explanations = [each.explanation for each in outcomes]
+    samples = samples_of(outcomes)
     selection = select(explanations, plan.options)
     compared = plan.options.policies is not None
     return ExplainResponse(
         explanations=selection.explanations,
         best=selection.best,
         policy=policies[0],
+        engine=made_by(samples),
         format=plan.wanted.format.ref,
         seed=plan.sampling.seed,
         dropped=selection.dropped,
@@ -40,7 +42,7 @@ def reply(plan: Plan, policies: Sequence[ModelRef], outcomes: Sequence[Outcome],
             prompt_tokens=len(plan.sampling.prompt_token_ids),
             completion_tokens=sum(each.usage.completion_tokens for each in explanations),
         ),
-        timing=timing.split(began, time.perf_counter(), [sample.moments for sample in samples_of(outcomes)]),
+        timing=timing.split(began, time.perf_counter(), [sample.moments for sample in samples]),
     )
 
 

@@ -49,7 +49,8 @@ def page(
 
 
 def _results(reply: RewardResponse) -> list[ScoredItem]:
-    return [ScoredItem(score, reply.student, reply.teacher, reply.format, reply.spec) for score in reply.items]
+    source = (reply.student, reply.teacher, reply.format, reply.spec, reply.dtype, reply.engine)
+    return [ScoredItem(score, *source) for score in reply.items]
 
 
 @cache

@@ -208,6 +208,9 @@ class ExplainResponse(Reply):
     explanations: list[Explanation] = Field(description="by reward, highest first, where scored; else by index")
     best: int | None = Field(description="`index` of the complete explanation with the highest reward")
     policy: ModelRef = Field(description="the policy; of several, the first")
+    engine: str | None = Field(
+        default=None, description="what generated, such as `vllm 0.31.0`; engines of several versions are all named"
+    )
     format: FormatRef
     seed: int | None = Field(default=None, description="of the request, drawn if it named none: repeats it")
     dropped: Dropped = Dropped()

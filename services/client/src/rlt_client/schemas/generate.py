@@ -41,4 +41,7 @@ class Generated(Reply):
 class GenerateResponse(Reply):
     items: list[Generated]
     policy: ModelRef
+    engine: str | None = Field(
+        default=None, description="what generated, such as `vllm 0.31.0`; engines of several versions are all named"
+    )
     timing: Timing

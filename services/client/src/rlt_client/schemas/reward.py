@@ -290,6 +290,10 @@ class ScoreUsage(Reply):
 class RewardResponse(Reply):
     items: list[Score]
     student: ModelRef
+    dtype: str | None = Field(default=None, description="of the student's numbers, such as `bfloat16`")
+    engine: str | None = Field(
+        default=None, description="what ran the models, such as `transformers 5.17.0, torch 2.13.0`"
+    )
     teacher: ModelRef | None = Field(description="the hosted teacher, where one computed log-probs")
     format: FormatRef
     spec: ResolvedSpec

@@ -31,10 +31,11 @@ from rlt_client.schemas.explain import (
 )
 from rlt_client.schemas.reward import RewardItem, Score, TeacherTokens
 
-__all__ = ["NO_TIME", "FakeTeacher"]
+__all__ = ["ENGINE", "NO_TIME", "FakeTeacher"]
 
 NO_TIME: Final = Timing(queue_ms=0, engine_ms=0, overhead_ms=0)
 NAME: Final = "fake-teacher"
+ENGINE: Final = "fake 1.0"
 _PIECE: Final = re.compile(r"\s*\S+|\s+")
 
 
@@ -125,6 +126,7 @@ class FakeTeacher:
             explanations=kept,
             best=best if any(each.index == best for each in kept) else None,
             policy=_policies(request)[0],
+            engine=ENGINE,
             format=self._format.ref,
             seed=request.seed,
             dropped=Dropped(min_reward=len(ranked) - len(good), not_best=len(good) - len(kept)),

@@ -21,7 +21,7 @@ from rlt_client.schemas.explain import (
     ExplainResponse,
 )
 from rlt_client.schemas.reward import RewardItem, RewardRequest, RewardResponse, Score, ScoreUsage
-from rlt_client.testing.explanations import NO_TIME, FakeTeacher
+from rlt_client.testing.explanations import ENGINE, NO_TIME, FakeTeacher
 from rlt_client.testing.scores import hashed_reward, make_score, of_spec, resolved
 
 __all__ = ["FakePlatform"]
@@ -94,6 +94,8 @@ class FakePlatform:
         return RewardResponse(
             items=items,
             student=ModelRef(name="fake-student", revision="sha256:0"),
+            dtype="float32",
+            engine=ENGINE,
             teacher=None,
             format=self._format.ref,
             spec=spec,

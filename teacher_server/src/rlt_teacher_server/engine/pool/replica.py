@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -104,7 +105,7 @@ class Replica:
                 self._bell.ring()
         self.finished += 1
         self.proved = time.monotonic()
-        return sample
+        return replace(sample, engine=self.engine.version)
 
     async def _interruptibly(self, request: SampleRequest, watch: Watch | None) -> Sample:
         scope = asyncio.timeout(None)
