@@ -20,6 +20,7 @@ from rlt_jobs.leases import (
     claim_shard,
     give_back,
     hold_build,
+    hold_shard,
     reap,
     renew_shard,
     unattended,
@@ -115,6 +116,21 @@ async def test_a_reaped_lease_is_lost_to_its_holder_and_rung_for(
     async with database.begin() as session:  # giving back what is not ours takes it from nobody
         await give_back(session, first, blameless=True, max_barren=5)
         assert await renew_shard(session, second, seconds=60) is BuildState.running
+
+
+async def test_a_shard_that_is_locked_holds_up_no_other(database: Database, make_build: Any, claim: Any) -> None:
+    """By a worker that vanished in mid-transaction; the shard's turn comes when the server has ended that."""
+    id = await make_build(problems=2, n=1, shard_samples=1)
+    locked, free = [await claim(shard.id) for shard in await shards(database, id)]
+    await expire(database, id)
+    async with database.begin() as vanished, asyncio.timeout(20):
+        await hold_shard(vanished, locked)
+        async with database.begin() as session:
+            assert await reap(session, max_barren=5) == 1
+    states = {shard.id: shard.state for shard in await shards(database, id)}
+    assert states == {locked.shard_id: ShardState.running, free.shard_id: ShardState.ready}
+    async with database.begin() as session:
+        assert await reap(session, max_barren=5) == 1
 
 
 async def test_a_live_lease_is_not_reaped(database: Database, make_build: Any, claim: Any) -> None:
