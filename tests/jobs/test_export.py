@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +15,8 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
-from sqlalchemy import select, update
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+from sqlalchemy import delete, select, update
 
 from rlt_client.formats import shipped_formats
 from rlt_jobs.app import build as build_app
@@ -22,7 +25,8 @@ from rlt_jobs.builds.spec import sample_seed
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import export as exporting
-from rlt_jobs.store.models import File, Version
+from rlt_jobs.store import joined as joining
+from rlt_jobs.store.models import ExportFile, File, Version
 from rlt_jobs.store.publish import publish
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -80,6 +84,22 @@ async def test_messages_are_what_the_student_is_scored_on(api: httpx.AsyncClient
         assert answer == student.answer.replace("{answer}", f"A{problem}")
 
 
+async def _rows(api: httpx.AsyncClient, version: int, shape: str) -> list[dict[str, Any]]:
+    reply = await api.get(f"/versions/{version}/export", params={"shape": shape})
+    assert reply.status_code == 200, reply.text
+    return [json.loads(line) for line in reply.text.splitlines()]
+
+
+async def test_the_other_shapes_say_the_same(api: httpx.AsyncClient, version: int) -> None:
+    chats = [row["messages"] for row in await _rows(api, version, "messages")]
+    cut = await _rows(api, version, "prompt_completion")
+    assert [row["prompt"] + row["completion"] for row in cut] == chats
+    assert {message["role"] for row in cut for message in row["completion"]} == {"assistant"}
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    talks = [row["conversations"] for row in await _rows(api, version, "sharegpt")]
+    assert [[{"role": roles[t["from"]], "content": t["value"]} for t in talk] for talk in talks] == chats
+
+
 async def test_raw_rows_carry_everything_in_every_format(api: httpx.AsyncClient, version: int) -> None:
     async def get(format: str) -> bytes:
         reply = await api.get(f"/versions/{version}/export", params={"format": format, "shape": "raw"})
@@ -124,10 +144,28 @@ async def test_the_folder_is_loaded_by_datasets(
         assert [m["role"] for m in loaded[0]["messages"]] == ["system", "user", "assistant"]
     else:
         assert loaded[0]["question"] == "Q0"
-    card = (folder / "README.md").read_text()
-    assert card.startswith("---\nconfigs:")
-    assert f"{PROBLEMS * 2} explanations" in card
-    assert "fake-student" in card
+    _check_card((folder / "README.md").read_text(), shape)
+
+
+def _check_card(card: str, shape: str) -> None:
+    front, _, text = card.removeprefix("---\n").partition("\n---\n")
+    head = yaml.safe_load(front)
+    assert head["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
+    ]
+    assert head["size_categories"] == ["n<1K"]
+    assert "license" not in head
+    assert f"{PROBLEMS * 2} explanations of {PROBLEMS} problems" in text
+    assert "the 2 best of each problem were kept" in text
+    assert "| complete | 15 |" in text
+    assert re.search(r"\| student \| fake-student \(", text)
+    rewards = re.search(r"\| the reward \|(.*)\|", text)
+    assert rewards is not None
+    mean, least, *_, most = (float(figure) for figure in rewards[1].split("|"))
+    assert least < mean < most < 0
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(code, "card", "exec")
+    assert ("SFTTrainer" in text) is (shape != "raw")
 
 
 async def test_a_version_tells_its_files_and_counts(api: httpx.AsyncClient, version: int) -> None:
@@ -142,13 +180,42 @@ async def test_a_version_tells_its_files_and_counts(api: httpx.AsyncClient, vers
 
 
 async def test_many_batches_make_one_file(
-    api: httpx.AsyncClient, version: int, monkeypatch: pytest.MonkeyPatch
+    api: httpx.AsyncClient, version: int, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = (await api.get(f"/versions/{version}/export")).content
-    monkeypatch.setattr(exporting, "BATCH", 3)
+    await _forget(services, version)
+    monkeypatch.setattr(joining, "BATCH", 3)
+    monkeypatch.setattr(exporting, "GROUP", 1)
+    monkeypatch.setattr(exporting, "MEMBER", 1)
+    monkeypatch.setattr(exporting, "PIECE", 100)
     assert (await api.get(f"/versions/{version}/export")).content == whole
     parquet = (await api.get(f"/versions/{version}/export", params={"format": "parquet"})).content
-    assert pq.read_table(io.BytesIO(parquet)).num_rows == 10
+    assert pq.ParquetFile(io.BytesIO(parquet)).metadata.num_row_groups == 4
+    folder = (await api.get(f"/versions/{version}/export", params={"format": "hf"})).content
+    with zipfile.ZipFile(io.BytesIO(folder)) as archive:
+        members = [name for name in archive.namelist() if name.startswith("data/")]
+        rows = [row for name in members for row in pq.read_table(io.BytesIO(archive.read(name))).to_pylist()]
+    assert members == [f"data/train-{number:05d}.parquet" for number in range(4)]
+    assert rows == [json.loads(line) for line in whole.splitlines()]
+
+
+async def _forget(services: Services, version: int) -> None:
+    async with services.database.begin() as session:
+        await session.execute(delete(ExportFile).where(ExportFile.version_id == version))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "hf"])
+async def test_the_same_bytes_come_whenever_they_are_made(
+    api: httpx.AsyncClient, version: int, services: Services, format: str
+) -> None:
+    made = []
+    for _ in range(2):
+        await _forget(services, version)
+        made.append((await api.get(f"/versions/{version}/export", params={"format": format})).content)
+    assert made[0] == made[1]
+    if format == "hf":
+        with zipfile.ZipFile(io.BytesIO(made[0])) as archive:
+            assert {member.date_time[0] for member in archive.infolist()} == {1980}
 
 
 async def test_a_damaged_store_is_told_before_the_first_byte(
@@ -182,7 +249,7 @@ async def test_messages_of_a_format_that_nobody_knows_are_refused_and_raw_rows_a
     assert (await api.get(f"/versions/{version}/export", params={"shape": "raw"})).status_code == 200
 
 
-@pytest.mark.parametrize("params", [{"format": "csv"}, {"shape": "sharegpt"}])
+@pytest.mark.parametrize("params", [{"format": "csv"}, {"shape": "alpaca"}])
 async def test_formats_and_shapes_that_do_not_exist_are_refused(
     api: httpx.AsyncClient, version: int, params: dict[str, str]
 ) -> None:

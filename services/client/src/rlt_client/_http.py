@@ -52,6 +52,7 @@ class HTTP:
         max_connections: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self.base_url = base_url
         self.deadline = deadline
         self.patience = patience
         self._client = httpx.AsyncClient(
@@ -102,6 +103,7 @@ class HTTP:
         path: str,
         *,
         body: BaseModel | None = None,
+        headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         deadline: float | None = None,
         retry: bool = False,
@@ -114,7 +116,7 @@ class HTTP:
         Raises what `request` raises.
         """
         seconds = self.deadline if deadline is None else deadline
-        request = self._build(method, path, seconds, body=body, params=params)
+        request = self._build(method, path, seconds, body=body, headers=headers, params=params)
         response = await self._send(request, seconds, retry, stream=True)
         try:
             yield response

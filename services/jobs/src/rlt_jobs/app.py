@@ -18,9 +18,10 @@ from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
-from rlt_jobs.store import delete_endpoints
+from rlt_jobs.store import delete_endpoints, downloads
 from rlt_jobs.store import endpoints as store_endpoints
 from rlt_jobs.store.deleting import Deletions
+from rlt_jobs.store.exporting import ExportService
 from rlt_jobs.store.files import Store, StoreUnavailable
 from rlt_jobs.store.service import StoreService
 from rlt_service.app import create_app
@@ -36,10 +37,12 @@ def build(settings: Settings) -> FastAPI:
     """Raises `BadKeys` for keys that cannot be read."""
     database = Database(settings.database_url, name="rlt-jobs api")
     store = Store(settings.store, endpoint_url=settings.store_endpoint)
+    exports = ExportService(settings, database, store)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        await exports.close()
         await database.close()
 
     async def ready() -> Mapping[str, Check]:
@@ -55,6 +58,7 @@ def build(settings: Settings) -> FastAPI:
             derived_endpoints.router(DerivedBuilds(settings, database), builds),
             store_endpoints.router(StoreService(settings, database, store)),
             delete_endpoints.router(Deletions(database)),
+            downloads.router(exports),
         ],
         lifespan=lifespan,
         ready=ready,

@@ -6,15 +6,13 @@ import sys
 from typing import Annotated
 
 from fastapi import Path, Query, Request
-from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas import builds as wire
-from rlt_client.schemas.builds import ExportFormat, ExportShape, storable
+from rlt_client.schemas.builds import storable
 from rlt_client.schemas.common import FieldError, Scope
 from rlt_jobs.pages import Cursor, Limit
-from rlt_jobs.store.export import MEDIA_TYPES
 from rlt_jobs.store.service import StoreService
 from rlt_service.auth import Principal, requires
 from rlt_service.routing import Router
@@ -54,19 +52,6 @@ def router(service: StoreService) -> Router:
     @routes.get("/versions/{version_id}")
     async def get_version(version_id: VersionId, caller: Caller) -> wire.Version:
         return await service.version(caller.owner, version_id)
-
-    @routes.get("/versions/{version_id}/export", response_class=StreamingResponse)
-    async def export_version(
-        version_id: VersionId,
-        caller: Caller,
-        format: ExportFormat = ExportFormat.jsonl,
-        shape: ExportShape = ExportShape.messages,
-    ) -> StreamingResponse:
-        """The version as a file, streamed. A connection that breaks off means that it is not whole."""
-        name, export = await service.export(caller.owner, version_id, shape)
-        media_type, suffix = MEDIA_TYPES[format]
-        headers = {"content-disposition": f'attachment; filename="{name}.{suffix}"'}
-        return StreamingResponse(export.stream(format), media_type=media_type, headers=headers)
 
     return routes
 

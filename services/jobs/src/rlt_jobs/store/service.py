@@ -10,18 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import InvalidRequest, PayloadTooLarge
 from rlt_client.schemas import builds as wire
-from rlt_client.schemas.builds import ExportShape
 from rlt_jobs import pages
 from rlt_jobs.builds.models import Scorer
 from rlt_jobs.builds.views import scorer_view
 from rlt_jobs.database import Database
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import repository
-from rlt_jobs.store.card import card
-from rlt_jobs.store.export import Export
-from rlt_jobs.store.files import HashingWriter, Store, Stored
+from rlt_jobs.store.files import HashingWriter, Store
 from rlt_jobs.store.models import Version
-from rlt_jobs.store.shapes import Shape, student_format
 
 __all__ = ["StoreService"]
 
@@ -77,35 +73,6 @@ class StoreService:
         async with self._database.begin() as session:
             version, dataset, scorer = await repository.find_version(session, version_id, owner)
             return await _view(session, dataset.name, version, scorer)
-
-    async def export(self, owner: str, version_id: int, shape: ExportShape) -> tuple[str, Export]:
-        """A name for the file, and the export, proved to be there whole.
-
-        Raises:
-            NotFound, Conflict: the format that the messages need is not known.
-            InternalError: a file is missing or damaged.
-        """
-        async with self._database.begin() as session:
-            version, dataset, scorer = await repository.find_version(session, version_id, owner)
-            files = await repository.version_files(session, version_id)
-        wants_messages = shape is ExportShape.messages
-        student = student_format(version.lineage, self._settings.formats) if wants_messages else None
-        facts = {
-            "selection": version.selection,
-            "scorer": view.model_dump() if (view := scorer_view(scorer)) else None,
-            "counts": version.counts,
-            "lineage": version.lineage,
-            "manifest_sha256": version.manifest_sha256,
-        }
-        export = Export(
-            store=self._store,
-            manifest=Stored(version.manifest_uri, version.manifest_bytes, version.manifest_sha256),
-            files={file.id: Stored(file.uri, file.bytes, file.sha256) for file in files},
-            shape=Shape(shape, student),
-            card=card(dataset.name, version.number, version.rows, shape.value, facts),
-        )
-        await asyncio.to_thread(export.check)
-        return f"{dataset.name}-v{version.number}", export
 
 
 async def _parts(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

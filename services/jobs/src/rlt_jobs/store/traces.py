@@ -68,8 +68,8 @@ def table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 @contextmanager
 def open_writer(file: IO[bytes] | Any, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """zstd, with statistics, so that readers skip what they do not want."""
-    with pq.ParquetWriter(file, schema, compression="zstd", write_page_index=True) as writer:
+    """zstd, with statistics, so that readers skip what they do not want, and checksums, so that they notice damage."""
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_index=True, write_page_checksum=True) as writer:
         yield writer
 
 
