@@ -59,6 +59,8 @@ class Outcome:
     gen_reason: str | None = None
     finish_reason: str | None = None
     policy_revision: str | None = None
+    engine: str | None = None
+    """What generated it, by name and version."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     flags: list[str] = field(default_factory=list)
