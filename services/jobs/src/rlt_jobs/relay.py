@@ -21,8 +21,9 @@ from rlt_jobs import outbox
 from rlt_jobs.builds import lifecycle
 from rlt_jobs.celery_app import CANARY, depth, make_celery, send
 from rlt_jobs.database import Database
-from rlt_jobs.leases import reap, unattended
+from rlt_jobs.leases import reap
 from rlt_jobs.outbox import Message, Queue
+from rlt_jobs.ringing import ring_stalled, unattended
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.sweep import sweep
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 REAP_LOCK = 0x524C54_02
 CANARY_LOCK = 0x524C54_03
+PROBE_LOCK = 0x524C54_04
 BATCH = 500  # messages a transaction: a crash sends so many twice at most
 PAUSE_AFTER_FAILURE = 2.0
 
@@ -70,6 +72,12 @@ class Relay:
         async for line in sweep(self._database, self._store, self._settings):
             log.info("removed %s", line)
 
+    async def probe(self) -> None:
+        """Wake a worker for builds that cannot go on: it tries again."""
+        async with self._database.begin() as session:
+            if await _alone(session, PROBE_LOCK):
+                await ring_stalled(session, seconds=self._settings.probe_seconds)
+
     async def canary(self) -> None:
         async with self._database.begin() as session:
             if await _alone(session, CANARY_LOCK):
@@ -82,6 +90,7 @@ class Relay:
         await asyncio.gather(
             _repeat(stop, settings.relay_seconds, self._drain),
             _repeat(stop, settings.reap_seconds, self.reap),
+            _repeat(stop, settings.probe_seconds, self.probe),
             _repeat(stop, settings.canary_seconds, self.canary),
             _repeat(stop, settings.sweep_seconds, self.sweep),
         )

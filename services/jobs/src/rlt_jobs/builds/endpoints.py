@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Header, Path, Query, Response
 
 from rlt_client.schemas import builds as wire
-from rlt_client.schemas.builds import BuildRequest, BuildState, SampleSort
+from rlt_client.schemas.builds import BuildRequest, BuildState, PriorityRequest, SampleSort
 from rlt_client.schemas.common import GenStatus, Scope, ScoreStatus
 from rlt_jobs.builds.browse import SampleFilter
 from rlt_jobs.builds.service import BuildService
@@ -100,7 +100,7 @@ def router(service: BuildService) -> Router:
 
     @routes.post("/{build_id}/pause")
     async def pause_build(build_id: BuildId, caller: Caller) -> wire.Build:
-        """Workers stop at their next heartbeat; what is finished is kept."""
+        """Workers stop within seconds; what is finished is kept, what is under way is given up."""
         return await service.act(caller.owner, build_id, "pause")
 
     @routes.post("/{build_id}/resume")
@@ -110,7 +110,12 @@ def router(service: BuildService) -> Router:
 
     @routes.post("/{build_id}/cancel")
     async def cancel_build(build_id: BuildId, caller: Caller) -> wire.Build:
-        """End the build without a version. Its samples stay readable."""
+        """End the build without a version, within seconds. Its samples stay readable."""
         return await service.act(caller.owner, build_id, "cancel")
+
+    @routes.post("/{build_id}/priority")
+    async def prioritise_build(build_id: BuildId, request: PriorityRequest, caller: Caller) -> wire.Build:
+        """The next shard that a worker takes is of the build with the highest; who is at work finishes first."""
+        return await service.prioritise(caller.owner, build_id, request.priority)
 
     return routes

@@ -11,7 +11,7 @@ from rlt_client.schemas.common import Problem
 from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.leases import ring_build, ring_shards
 
-__all__ = ["cancel", "fail", "pause", "resume", "settle", "settle_all"]
+__all__ = ["cancel", "fail", "pause", "prioritise", "resume", "settle", "settle_all"]
 
 OPEN = (ShardState.ready, ShardState.running)
 ENDED = (BuildState.done, BuildState.failed, BuildState.cancelled)
@@ -28,6 +28,7 @@ async def settle(session: AsyncSession, build_id: int) -> BuildState | None:
     build = await session.scalar(running)
     if build is None or await _any_shard(session, build_id, *OPEN):
         return None
+    _forget_stall(build)
     if await _any_shard(session, build_id, ShardState.dead):
         _fail(build, await _death(session, build_id))
     else:
@@ -57,7 +58,13 @@ async def _death(session: AsyncSession, build_id: int) -> Problem:
     return Problem(type="shards_dead", title="Some samples could not be made", detail=detail)
 
 
+def _forget_stall(build: Build) -> None:
+    """Of a build that runs no more nobody asks why it does not go on."""
+    build.stalled_at = build.stalled = None
+
+
 def _fail(build: Build, problem: Problem) -> None:
+    _forget_stall(build)
     build.state = BuildState.failed
     build.error = problem.model_dump(mode="json", exclude_none=True)
     build.lease_token = build.lease_until = build.worker = None
@@ -73,9 +80,10 @@ async def fail(session: AsyncSession, build_id: int, problem: Problem) -> None:
 
 
 def pause(build: Build) -> None:
-    """`build` is locked. Workers notice at their next heartbeat and give their shards back."""
+    """`build` is locked. Workers notice within a second or so and give their shards back."""
     _expect(build, "paused", BuildState.running, BuildState.paused)
     build.state = BuildState.paused
+    _forget_stall(build)
 
 
 async def resume(session: AsyncSession, build: Build) -> None:
@@ -86,7 +94,7 @@ async def resume(session: AsyncSession, build: Build) -> None:
     build.error = build.finished_at = None
     build.barren = 0
     build.state = await _resumed(session, build)
-    revived = {"state": ShardState.ready, "barren": 0, "error": None}
+    revived = {"state": ShardState.ready, "barren": 0, "error": None, "rang_at": None, "retry_at": None}
     dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
     await session.execute(update(Shard).where(*dead).values(revived))
     await session.flush()
@@ -109,8 +117,17 @@ def cancel(build: Build) -> None:
     _expect(build, "cancelled", *(state for state in BuildState if state not in ENDED), BuildState.cancelled)
     if build.state is not BuildState.cancelled:
         build.state = BuildState.cancelled
+        _forget_stall(build)
         build.lease_token = build.lease_until = build.worker = None
         build.finished_at = func.now()
+
+
+async def prioritise(session: AsyncSession, build: Build, priority: int) -> None:
+    """`build` is locked. The next claim minds it; a worker is woken, in case none would come soon."""
+    _expect(build, "given a priority", *(state for state in BuildState if state not in ENDED))
+    build.priority = priority
+    await session.flush()
+    await ring_shards(session, Shard.build_id == build.id, limit=1)
 
 
 def _expect(build: Build, verb: str, *states: BuildState) -> None:

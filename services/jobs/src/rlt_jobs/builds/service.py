@@ -109,6 +109,14 @@ class BuildService:
             items = await self._views(session, page)
         return wire.BuildPage(items=items, next=pages.encode("builds", [items[-1].id]) if more else None)
 
+    async def prioritise(self, owner: str, build_id: int, priority: int) -> wire.Build:
+        """Raises `NotFound`, and `Conflict` for a build that has ended."""
+        async with self._database.begin() as session:
+            build = await repository.lock_build(session, build_id, owner)
+            await lifecycle.prioritise(session, build, priority)
+            session.expire_all()
+            return await self._view(session, owner, build_id)
+
     async def act(self, owner: str, build_id: int, action: str) -> wire.Build:
         """Pause, resume or cancel. Raises `NotFound`, and `Conflict` where the build's state does not allow it."""
         async with self._database.begin() as session:

@@ -39,7 +39,7 @@ def build_view(row: BuildRow, totals: Totals | None, note: str | None) -> wire.B
         scorer=scorer_view(row.scorer),
         version=row.version,
         error=Problem.model_validate(build.error) if build.error else None,
-        note=note if build.state is BuildState.running else None,
+        note=(build.stalled or note) if build.state is BuildState.running else None,
         stalled_since=build.stalled_at if build.state is BuildState.running else None,
         of_build=build.of_build_id,
         created_at=build.created_at,
