@@ -6,17 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, tuple_
+from sqlalchemy import Row, Select, and_, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 
 from rlt_client.schemas.builds import BuildState, SampleSort
-from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Score, Scorer, Shard
+from rlt_jobs.builds.orders import Page, SampleFilter, keys
 from rlt_jobs.store.models import File, Spool, Version
 
-__all__ = ["BuildRow", "SampleFilter", "builds", "events", "notes", "samples", "sort_key", "texts"]
+__all__ = [
+    "AS_INDEXED",
+    "BuildRow",
+    "Page",
+    "SampleFilter",
+    "builds",
+    "events",
+    "notes",
+    "samples",
+    "samples_query",
+    "sort_key",
+    "texts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +76,11 @@ async def notes(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, st
     return {build_id: error for build_id, error in (await session.execute(query)) if error is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFilter:
-    gen_status: GenStatus | None = None
-    score_status: ScoreStatus | None = None
-
-
-_FIRST: dict[SampleSort, InstrumentedAttribute[Any] | None] = {
-    SampleSort.by_index: None,
-    SampleSort.by_reward: Score.reward,
-    SampleSort.by_length: Sample.completion_tokens,
-}
+# A page is read in the order of an index, whatever the statistics say of tables that grew since they were made.
+AS_INDEXED = text("""
+SELECT set_config(name, value, true) FROM (VALUES
+    ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
+    ('plan_cache_mode', 'force_custom_plan'), ('jit', 'off')) AS planner (name, value)""")
 
 
 def sort_key(sort: SampleSort, sample: Sample, score: Score | None) -> list[Any]:
@@ -99,41 +104,23 @@ async def samples(
     limit: int,
 ) -> Sequence[Row[Sample, Score | None]]:
     """Samples with the score by the build's scorer. By reward, only those that have one."""
-    query = _joined(build, sort).where(Sample.build_id == build.data_id)
-    for condition in _conditions(wanted):
-        query = query.where(condition)
-    first = _FIRST[sort]
-    key = [Score.problem, Score.sample_idx] if sort is SampleSort.by_reward else [Sample.problem, Sample.sample_idx]
-    columns: list[Any] = key if first is None else [first, *key]
-    if after is not None:
-        row = tuple_(*columns)
-        query = query.where(row < tuple_(*after) if descending else row > tuple_(*after))
-    query = query.order_by(*(column.desc() if descending else column for column in columns)).limit(limit)
-    return (await session.execute(query)).all()
+    await session.execute(AS_INDEXED)
+    return (await session.execute(samples_query(build, Page(sort, descending, wanted, after, limit)))).all()
 
 
-def _joined(build: Build, sort: SampleSort) -> Select[Sample, Score | None]:
-    same = and_(
+def samples_query(build: Build, page: Page) -> Select[Sample, Score | None]:
+    found = keys(build, page)
+    optional: type[Score | None] = Score  # an outer join gives None
+    here = (found.c.problem, found.c.sample_idx)
+    sample = and_(Sample.build_id == build.data_id, Sample.problem == here[0], Sample.sample_idx == here[1])
+    score = and_(
         Score.build_id == build.data_id,
-        Score.problem == Sample.problem,
-        Score.sample_idx == Sample.sample_idx,
+        Score.problem == here[0],
+        Score.sample_idx == here[1],
         Score.scorer_id == build.scorer_id,
     )
-    optional: type[Score | None] = Score  # an outer join gives None
-    if sort is SampleSort.by_reward:
-        return select(Sample, optional).join(Score, same).where(Score.reward.is_not(None))
-    return select(Sample, optional).outerjoin(Score, same)
-
-
-def _conditions(wanted: SampleFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if wanted.gen_status is not None:
-        conditions.append(Sample.gen_status == wanted.gen_status)
-    if wanted.score_status is ScoreStatus.skipped:
-        conditions.append(or_(Score.status.is_(None), Score.status == ScoreStatus.skipped))
-    elif wanted.score_status is not None:
-        conditions.append(Score.status == wanted.score_status)
-    return conditions
+    query = select(Sample, optional).select_from(found).join(Sample, sample).outerjoin(Score, score)
+    return query.order_by(*page.order(*found.c))
 
 
 async def texts(

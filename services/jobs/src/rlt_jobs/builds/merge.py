@@ -58,8 +58,8 @@ _FORGET = [
     for table in ("scores", "spool")
 ]
 _SCORES = text(f"""
-INSERT INTO scores (build_id, problem, sample_idx, scorer_id, {", ".join(rows.SCORED)})
-SELECT :build, f.problem, f.sample_idx, :scorer, {", ".join(f"f.{name}" for name in _SCORED)}
+INSERT INTO scores (build_id, problem, sample_idx, scorer_id, gen_status, {", ".join(rows.SCORED)})
+SELECT :build, f.problem, f.sample_idx, :scorer, f.gen_status, {", ".join(f"f.{name}" for name in _SCORED)}
 FROM flush_rows f JOIN flush_changed c ON c.problem = f.problem AND c.sample_idx = f.sample_idx
 WHERE f.score_status IS NOT NULL""")  # noqa: S608 our own names
 _SPOOL = text("""

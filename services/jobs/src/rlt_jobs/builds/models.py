@@ -176,7 +176,7 @@ class Sample(Base):
 
     __tablename__ = "samples"
     __table_args__ = (
-        Index("ix_samples_length", "build_id", "completion_tokens", "problem", "sample_idx"),
+        Index("ix_samples_length", "build_id", "gen_status", "completion_tokens", "problem", "sample_idx"),
         Index("ix_samples_status", "build_id", "gen_status", "problem", "sample_idx"),
         {"postgresql_partition_by": "HASH (build_id)"},
     )
@@ -224,7 +224,15 @@ class Score(Base):
 
     __tablename__ = "scores"
     __table_args__ = (
-        Index("ix_scores_reward", "build_id", "scorer_id", "reward", "problem", "sample_idx"),
+        Index("ix_scores_reward", "build_id", "scorer_id", "gen_status", "reward", "problem", "sample_idx"),
+        Index(
+            "ix_scores_errors",
+            "build_id",
+            "scorer_id",
+            "problem",
+            "sample_idx",
+            postgresql_where=text("status = 'score_error'"),
+        ),
         {"postgresql_partition_by": "HASH (build_id)"},
     )
 
@@ -232,6 +240,8 @@ class Score(Base):
     problem: Mapped[int] = mapped_column(primary_key=True)
     sample_idx: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     scorer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    gen_status: Mapped[GenStatus] = mapped_column(server_default="complete")
+    """The sample's, so that scores of one state have an order. What is scored again is complete."""
     status: Mapped[ScoreStatus]
     reason: Mapped[str | None]
     reward: Mapped[float | None]

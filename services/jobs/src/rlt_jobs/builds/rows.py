@@ -35,7 +35,7 @@ SCORED: Columns = {
     "flags": "text[]",
 }
 SAMPLE: Columns = {**_KEY, **OUTCOME}
-SCORE: Columns = {**_KEY, "scorer_id": "int8", **SCORED}
+SCORE: Columns = {**_KEY, "scorer_id": "int8", "gen_status": "text", **SCORED}
 SPOOL: Columns = {"build_id": "int8", "problem": "int4", "sample_idx": "int4", "shard_id": "int8", "texts": "bytea"}
 
 _scored = attrgetter(*SCORED)
@@ -48,7 +48,7 @@ def sample(build_id: int, outcome: Outcome) -> Sequence[Any]:
 def score(build_id: int, outcome: Outcome, scorer_id: int) -> Sequence[Any]:
     """`outcome` has a score."""
     assert outcome.score is not None
-    return (build_id, outcome.problem, outcome.sample_idx, scorer_id, *_score(outcome.score))
+    return (build_id, outcome.problem, outcome.sample_idx, scorer_id, outcome.gen_status, *_score(outcome.score))
 
 
 def spooled(build_id: int, outcome: Outcome, shard_id: int, compress: Compress) -> Sequence[Any]:

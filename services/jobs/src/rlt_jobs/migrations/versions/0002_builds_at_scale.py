@@ -13,6 +13,12 @@ depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 
+_KNOWN = """
+UPDATE scores c SET gen_status = s.gen_status
+FROM samples s
+WHERE s.build_id = c.build_id AND s.problem = c.problem AND s.sample_idx = c.sample_idx
+    AND s.gen_status <> 'complete'"""
+
 
 def upgrade() -> None:
     for kind in ("rescore", "rerank"):
@@ -60,6 +66,22 @@ def upgrade() -> None:
     op.add_column("scores", sa.Column("student_tokens", sa.Integer(), nullable=True))
     op.add_column("scores", sa.Column("baseline", sa.Float(), nullable=True))
     op.add_column("scores", sa.Column("unmapped", sa.Float(), nullable=True))
+    op.execute("ALTER TABLE scores ADD COLUMN gen_status gen_status DEFAULT 'complete' NOT NULL")
+    op.execute(_KNOWN)
+    op.drop_index("ix_samples_length", table_name="samples")
+    op.create_index(
+        "ix_samples_length", "samples", ["build_id", "gen_status", "completion_tokens", "problem", "sample_idx"]
+    )
+    op.drop_index("ix_scores_reward", table_name="scores")
+    op.create_index(
+        "ix_scores_reward", "scores", ["build_id", "scorer_id", "gen_status", "reward", "problem", "sample_idx"]
+    )
+    op.create_index(
+        "ix_scores_errors",
+        "scores",
+        ["build_id", "scorer_id", "problem", "sample_idx"],
+        postgresql_where=sa.text("status = 'score_error'"),
+    )
     op.add_column("uploads", sa.Column("format", sa.Text(), server_default="jsonl", nullable=False))
     op.add_column("uploads", sa.Column("deleted_at", TIME, nullable=True))
     op.create_index("ix_uploads_owner", "uploads", ["owner", "created_at", "id"])
@@ -90,7 +112,12 @@ def downgrade() -> None:
     op.drop_index("ix_uploads_owner", table_name="uploads")
     op.drop_column("uploads", "deleted_at")
     op.drop_column("uploads", "format")
-    for name in ("unmapped", "baseline", "student_tokens"):
+    op.drop_index("ix_scores_errors", table_name="scores")
+    op.drop_index("ix_scores_reward", table_name="scores")
+    op.create_index("ix_scores_reward", "scores", ["build_id", "scorer_id", "reward", "problem", "sample_idx"])
+    op.drop_index("ix_samples_length", table_name="samples")
+    op.create_index("ix_samples_length", "samples", ["build_id", "completion_tokens", "problem", "sample_idx"])
+    for name in ("gen_status", "unmapped", "baseline", "student_tokens"):
         op.drop_column("scores", name)
     op.drop_column("samples", "flags")
     op.drop_table("quotas")
