@@ -55,10 +55,12 @@ def of_upload(media_type: str, name: str | None, head: bytes) -> tuple[SourceFor
         return SourceFormat.parquet, ".parquet"
     if said is SourceFormat.parquet:
         raise _refusal("is no Parquet file: it does not begin with PAR1")
+    format = said or SourceFormat.jsonl
+    if head.startswith(GZIP):
+        return format, f".{format.value}.gz"
     if why := not_text(head):
         raise _refusal(why)
-    format = said or SourceFormat.jsonl
-    return format, f".{format.value}{'.gz' if head.startswith(GZIP) else ''}"
+    return format, f".{format.value}"
 
 
 def check_end(format: SourceFormat, tail: bytes) -> None:
