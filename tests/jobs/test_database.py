@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,20 @@ async def test_a_statement_that_is_wrong_stays_what_it_is(database: Database) ->
 
     with pytest.raises(ProgrammingError):
         await misspell()
+
+
+async def test_a_process_knows_all_tables_whichever_it_imports() -> None:
+    """The relay, which imports no store, could not close a build: a foreign key named a table that was not there."""
+    script = """
+from rlt_jobs.builds.models import Build
+from rlt_jobs.database import Database
+Database("postgresql+psycopg://nobody@/nothing", name="tests")
+print([table.name for table in Build.metadata.sorted_tables])
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    assert {"builds", "uploads", "versions", "spool"} <= set(ast.literal_eval(said.decode()))
 
 
 async def test_cancelling_a_query_is_a_cancellation_not_an_outage(database: Database) -> None:

@@ -65,6 +65,8 @@ class Database:
     """
 
     def __init__(self, url: str, *, name: str, pool: int = 10) -> None:
+        import rlt_jobs.tables  # noqa: F401 late, as it imports this module: foreign keys need their tables
+
         self.engine = create_async_engine(
             url,
             pool_size=pool,
