@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import httpx
 import pytest
 
 from rlt_client import AsyncJobsClient, BuildProblem, BuildRequest
-from rlt_client.errors import ProtocolError, TransportError, Unavailable
-from rlt_client.schemas.builds import BuildState, ExportFormat, ExportShape, SampleSort
+from rlt_client.errors import ProtocolError, Unavailable
+from rlt_client.schemas.builds import BuildState, SampleSort
 
 COUNTS = {
     "problems": 1,
@@ -137,44 +136,6 @@ async def test_a_file_that_is_missing_is_not_uploaded(tmp_path: Path) -> None:
     async with Played().client() as jobs:
         with pytest.raises(FileNotFoundError):
             await jobs.upload(tmp_path / "none")
-
-
-async def test_an_export_appears_whole(tmp_path: Path) -> None:
-    played = Played(httpx.Response(200, content=b"x" * 2_500_000))
-    to = tmp_path / "out.parquet"
-    async with played.client() as jobs:
-        size = await jobs.export(5, to, format=ExportFormat.parquet, shape=ExportShape.raw)
-    assert size == to.stat().st_size == 2_500_000
-    assert dict(played.asked[0].url.params) == {"format": "parquet", "shape": "raw"}
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
-
-
-async def _broken() -> AsyncIterator[bytes]:
-    yield b"half"
-    raise httpx.RemoteProtocolError("peer closed connection")
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (httpx.Response(200, content=_broken()), TransportError),
-        (httpx.Response(503, json={"type": "unavailable", "title": "not now"}), Unavailable),
-        (httpx.Response(500, content=b"<html>"), ProtocolError),
-    ],
-)
-async def test_an_export_that_fails_leaves_the_old_file_and_nothing_else(
-    answer: httpx.Response, error: type[Exception], tmp_path: Path
-) -> None:
-    to = tmp_path / "out.jsonl"
-    to.write_text("old")
-    async with Played(answer).client() as jobs:
-        with pytest.raises(error):
-            await jobs.export(5, to)
-    assert to.read_text() == "old"
-    assert _names(tmp_path) == [to.name]
 
 
 async def test_a_reply_that_is_none_is_a_protocol_error() -> None:

@@ -25,7 +25,7 @@ from rlt_client.errors import DeadlineExceeded, InvalidRequest, ProtocolError, T
 
 __all__ = ["download"]
 
-CHUNK: Final = 2**20
+CHUNK: Final = 2**20  # bytes worth a thread's while
 PAUSE: Final = 0.5  # between a connection that broke and the next: a service that restarts takes longer
 NO_SUCH_RANGE: Final = "range_not_satisfiable"
 BEING_WRITTEN: Final = "export_being_written"
@@ -117,9 +117,16 @@ class _Download:
         elif not reply.headers.get("content-range", "").startswith(f"bytes {have}-"):
             raise ProtocolError(f"{self._path}: asked for the bytes from {have} on and got others")
         self._note(reply)
-        async for piece in reply.aiter_raw(CHUNK):
-            await asyncio.to_thread(self._file.write, piece)
-            self._since = time.monotonic()
+        held = bytearray()
+        try:
+            async for piece in reply.aiter_raw():
+                self._since = time.monotonic()
+                held += piece
+                if len(held) >= CHUNK:
+                    await asyncio.to_thread(self._file.write, bytes(held))
+                    held.clear()
+        finally:
+            self._file.write(held)  # what came before a break counts
 
     def _note(self, reply: httpx.Response) -> None:
         self._etag = reply.headers.get("etag")

@@ -9,13 +9,12 @@ async with AsyncJobsClient("http://127.0.0.1:8003", key=…) as jobs:
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Any, Final
 
+from rlt_client._download import download
 from rlt_client.aio import ServiceClient
 from rlt_client.schemas.builds import (
     Build,
@@ -144,15 +143,15 @@ class AsyncJobsClient(ServiceClient):
     ) -> int:
         """Write a version into the file `to`, which appears whole or not at all. Returns its bytes.
 
+        It goes on after a broken connection; so does the next call after one that gave up or was killed, from a part
+        file beside `to`. No deadline bounds the whole: it gives up after the client's patience without a byte.
+
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, or somebody else is just writing it.
+            ProtocolError: what came does not match the service's checksum.
         """
         params = {"format": format.value, "shape": shape.value}
-        with _whole_file(to) as file:
-            async with self._http.stream("GET", f"/versions/{version}/export", params=params) as response:
-                async for piece in response.aiter_bytes(CHUNK):
-                    await asyncio.to_thread(file.write, piece)
-            return file.tell()
+        return await download(self._http, f"/versions/{version}/export", params, to)
 
     async def _pages(self, path: str, page: type[Any], **params: Any) -> AsyncIterator[Any]:
         cursor: str | None = None
@@ -167,17 +166,3 @@ class AsyncJobsClient(ServiceClient):
 async def _chunks(source: IO[bytes]) -> AsyncIterator[bytes]:
     while piece := await asyncio.to_thread(source.read, CHUNK):
         yield piece
-
-
-@contextmanager
-def _whole_file(to: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name once it is complete and on disk."""
-    part = to.with_name(f".{to.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(to)
-    finally:
-        part.unlink(missing_ok=True)
