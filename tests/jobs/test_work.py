@@ -394,17 +394,17 @@ async def test_a_database_that_goes_away_for_a_moment_is_waited_for(
     services: Services, make_build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The flush fails twice as it would without a connection; nothing is lost and nothing asked for twice."""
-    from rlt_jobs.builds import running
+    from rlt_jobs.builds import making
 
     build_id = await make_build(problems=5, n=1)
-    flush, failures = running.flush, iter(range(2))
+    flush, failures = making.flush, iter(range(2))
 
     async def flaky(*args: Any, **options: Any) -> int:
         if next(failures, None) is not None:
             raise Unavailable("no connection")
         return await flush(*args, **options)
 
-    monkeypatch.setattr(running, "flush", flaky)
+    monkeypatch.setattr(making, "flush", flaky)
     monkeypatch.setattr(running, "DATABASE_PAUSE", 0.01)
     shard = await run(services, build_id)
     assert (shard.state, shard.complete) == (ShardState.done, 5)

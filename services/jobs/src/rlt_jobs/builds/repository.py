@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -40,6 +41,7 @@ __all__ = [
     "ScorerChanged",
     "ScorerKey",
     "Totals",
+    "add_engines",
     "add_events",
     "add_problems",
     "dataset_id",
@@ -248,6 +250,16 @@ async def work_of(session: AsyncSession, lease: Claimed) -> Spec:
     if shard.max_tokens is None:
         return spec
     return spec.model_copy(update={"sampling": spec.sampling.model_copy(update={"max_tokens": shard.max_tokens})})
+
+
+_ADD_ENGINES = text("""
+UPDATE builds SET engines = (SELECT array_agg(DISTINCT name) FROM unnest(engines || CAST(:names AS text[])) name)
+WHERE id = :build AND NOT engines @> CAST(:names AS text[])""")
+
+
+async def add_engines(session: AsyncSession, build_id: int, names: Collection[str]) -> None:
+    """Names of engines that generate for a build. The caller holds its shard: locks are taken in one order."""
+    await session.execute(_ADD_ENGINES, {"build": build_id, "names": sorted(names)})
 
 
 @dataclass(frozen=True, slots=True)

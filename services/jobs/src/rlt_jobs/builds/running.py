@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import RLTError, Unavailable
 from rlt_jobs.builds import repository, stalls
-from rlt_jobs.builds.flush import flush
-from rlt_jobs.builds.models import Problem
+from rlt_jobs.builds.making import Making, Task
 from rlt_jobs.builds.outcomes import Outcome
 from rlt_jobs.builds.repository import ScorerKey
+from rlt_jobs.builds.rescoring import Rescoring
 from rlt_jobs.builds.sampler import Made, Sampler, TeacherUnhealthy, Unhealthy
 from rlt_jobs.builds.services import Services, unwrapped
 from rlt_jobs.builds.spec import Spec
@@ -55,6 +55,7 @@ class Run:
         self._services = services
         self._settings = services.settings
         self._database = services.database
+        self._task: Task = Making(lease)
         self._finished: list[Made] = []
         self._flushed_at = time.monotonic()
         self._enough = asyncio.Event()
@@ -80,17 +81,19 @@ class Run:
     async def _work(self) -> None:
         async with self._database.begin() as session:
             spec = await repository.work_of(session, self.lease)
-            todo = await repository.missing(session, self.lease)
-            problems = await repository.problems(session, self.lease.build_id, (problem for problem, _ in todo))
+            rescoring = await Rescoring.open(session, self._services.store, self.lease)
+        self._task = rescoring or self._task
         await self._ready(spec)
         try:
-            async with self._in_background(self._keep_flushing):
-                await self._make_all(self._sampler(spec), problems, todo)
+            while todo := await self._insist(self._todo):
+                async with self._in_background(self._keep_flushing):
+                    await self._make_all(self._sampler(spec), todo)
+                await self._insist(self._flush)
         except BaseException:  # of a lease that ends early, too, what is finished is kept
             with suppress(Unavailable):
                 await unbroken(self._flush())
             raise
-        await self._insist(self._flush)
+        await self._insist(self._end)
         await self._insist(lambda: seal(self._database, self._services.store, self.lease))
 
     async def _ready(self, spec: Spec) -> None:
@@ -106,12 +109,20 @@ class Run:
         services = self._services
         return Sampler(spec, services.teacher, services.reward, services.servers.teacher, services.servers.reward)
 
-    async def _make_all(self, sampler: Sampler, problems: dict[int, Problem], todo: list[tuple[int, int]]) -> None:
+    async def _todo(self) -> list[tuple[int, int]]:
+        async with self._database.begin() as session:
+            return await self._task.todo(session)
+
+    async def _end(self) -> None:
+        async with self._database.begin() as session:
+            await self._task.end(session)
+
+    async def _make_all(self, sampler: Sampler, todo: list[tuple[int, int]]) -> None:
         ill: list[TeacherUnhealthy] = []
 
         async def make(problem: int, sample_idx: int) -> None:
             try:
-                self._finish(await sampler.make(problems[problem], sample_idx, self.lease.try_))
+                self._finish(await self._task.make(sampler, problem, sample_idx))
             except TeacherUnhealthy as error:  # the others under way may still end well
                 if not ill:
                     asyncio.get_running_loop().call_later(WIND_UP_SECONDS, _cancel, tasks)
@@ -157,7 +168,7 @@ class Run:
         async with self._database.begin() as session:
             scorer = await self._pinned(session, batch)
             outcomes: list[Outcome] = [made.outcome for made in batch]
-            await flush(session, self.lease, outcomes, scorer_id=scorer[1] if scorer else None, seconds=seconds)
+            await self._task.write(session, outcomes, scorer_id=scorer[1] if scorer else None, seconds=seconds)
             if goes_on:
                 await stalls.went_on(session, self.lease.build_id)
         self._scorer = scorer  # only once it is committed
