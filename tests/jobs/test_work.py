@@ -394,7 +394,7 @@ async def test_a_database_that_goes_away_for_a_moment_is_waited_for(
     services: Services, make_build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The flush fails twice as it would without a connection; nothing is lost and nothing asked for twice."""
-    from rlt_jobs.builds import making
+    from rlt_jobs.builds import making, running
 
     build_id = await make_build(problems=5, n=1)
     flush, failures = making.flush, iter(range(2))
