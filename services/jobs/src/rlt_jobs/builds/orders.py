@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, false, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, Subquery, and_, false, func, literal, select, tuple_, union_all
 
 from rlt_client.schemas.builds import SampleSort
 from rlt_client.schemas.common import GenStatus, ScoreStatus
@@ -103,14 +103,23 @@ def _of_errors(build: Build, page: Page) -> Subquery:
 
 
 def _filtered(query: Select[*tuple[Any, ...]], build: Build, status: ScoreStatus | None) -> Select[*tuple[Any, ...]]:
-    """The build's samples whose score is in that state; `skipped` is also what no scorer was sent."""
+    """The build's samples whose score is in that state; `skipped` is also what no scorer was sent.
+
+    Each sample's score is looked up by its key: a join could be turned round, and its rows would have to be sorted.
+    """
     query = query.where(Sample.build_id == build.data_id)
-    same = and_(*_theirs(build), Score.problem == Sample.problem, Score.sample_idx == Sample.sample_idx)
     if status is None:
         return query
-    if status is ScoreStatus.skipped:
-        return query.outerjoin(Score, same).where(or_(Score.status.is_(None), Score.status == ScoreStatus.skipped))
-    return query.join(Score, same).where(Score.status == status)
+    same = (*_theirs(build), Score.problem == Sample.problem, Score.sample_idx == Sample.sample_idx)
+    found = select(Score.status).where(*same).scalar_subquery()
+    return query.where(
+        (
+            func.coalesce(found, literal(ScoreStatus.skipped, Score.status.type))
+            if status is ScoreStatus.skipped
+            else found
+        )
+        == status
+    )
 
 
 def _theirs(build: Build) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
