@@ -38,7 +38,7 @@ def runner(settings: Settings, database: Database, store: Store, platform: Any, 
     """Its teacher counts a token every four characters of the prompt; its data lie in `tmp_path`."""
 
     def counted(request: httpx.Request) -> httpx.Response:
-        reply = platform.handle(request)
+        reply: httpx.Response = platform.handle(request)
         if reply.status_code != 200:
             return reply
         asked, body = json.loads(request.content), json.loads(reply.content)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from rlt_client.errors import InvalidRequest
@@ -45,7 +47,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sources(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "TORCH_AVAILABLE", False)  # a worker has none; here it takes seconds to load
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
     settings = Settings(database_url="postgresql+psycopg://nowhere/x", data_roots=[root])
     return Sources(settings, Store(tmp_path / "store"))
 
@@ -123,7 +126,7 @@ def test_a_revision_is_pinned_to_its_commit(root: Path, monkeypatch: pytest.Monk
     class Api:
         def dataset_info(self, name: str, *, revision: str | None, timeout: float) -> Any:
             asked.append((name, revision))
-            return huggingface_hub.DatasetInfo(id=name, sha="c" * 40)
+            return SimpleNamespace(id=name, sha="c" * 40)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     roots = AllowedRoots([root])

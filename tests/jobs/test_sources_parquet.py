@@ -91,9 +91,8 @@ def test_a_file_damaged_in_the_middle_gives_what_stands_before(read: Read, tmp_p
     write(tmp_path, 700, 100)
     path = tmp_path / "x.parquet"
     body = bytearray(path.read_bytes())
-    start = pq.ParquetFile(path).metadata.row_group(5).column(0).file_offset or (
-        pq.ParquetFile(path).metadata.row_group(5).column(0).dictionary_page_offset
-    )
+    column = pq.ParquetFile(path).metadata.row_group(5).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
     body[start : start + 60] = b"\xff" * 60
     path.write_bytes(bytes(body))
     with pytest.raises(SourceError, match="not a whole Parquet file"):

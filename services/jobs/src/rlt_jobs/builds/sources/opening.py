@@ -56,6 +56,7 @@ class Sources:
         """The same, meaning the same rows tomorrow. Raises `SourceError`."""
         if source.hub is None:
             return source
+        self._allowed(source)
         return source.model_copy(update={"hub": hub.pinned(source.hub, self._roots)})
 
     def rows(self, source: Source, kind: BuildKind, upload: Stored | None, at: Position) -> Iterator[Row]:
