@@ -11,10 +11,13 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from rlt_client.errors import Unavailable
-from rlt_jobs.builds import derived_endpoints
+from rlt_jobs.builds import derived_endpoints, following_endpoints
 from rlt_jobs.builds import endpoints as build_endpoints
 from rlt_jobs.builds.derived import DerivedBuilds
+from rlt_jobs.builds.report import Reports
+from rlt_jobs.builds.retry import Retries
 from rlt_jobs.builds.service import BuildService
+from rlt_jobs.builds.streaming import Streams
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
@@ -56,6 +59,9 @@ def build(settings: Settings) -> FastAPI:
         routers=[
             build_endpoints.router(builds),
             derived_endpoints.router(DerivedBuilds(settings, database), builds),
+            following_endpoints.router(
+                Reports(database, builds), Retries(settings, database, builds), Streams(database, builds)
+            ),
             store_endpoints.router(StoreService(settings, database, store)),
             delete_endpoints.router(Deletions(database)),
             downloads.router(exports),
