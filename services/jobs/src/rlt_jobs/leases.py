@@ -73,7 +73,8 @@ def until(seconds: float) -> ColumnElement[Any]:
 _CLAIM = text("""
 WITH busy AS MATERIALIZED (
     SELECT s.build_id, b.owner, count(*) AS leases
-    FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' GROUP BY s.build_id, b.owner
+    FROM shards s JOIN builds b ON b.id = s.build_id
+    WHERE s.state = 'running' AND b.state = 'running' GROUP BY s.build_id, b.owner
 ), open AS MATERIALIZED (
     SELECT b.id, b.owner, b.priority, b.stalled_at, coalesce(busy.leases, 0) AS leases,
         coalesce(q.running_shards, :most) AS most
@@ -104,7 +105,8 @@ WHERE s.id = first.id
 RETURNING s.id, s.lease_token, s.build_id, s.lo, s.hi, s.try AS try_, first.owner, first.most,
     first.stalled_at""")
 _OWNERS_LEASES = text("""
-SELECT count(*) FROM shards s JOIN builds b ON b.id = s.build_id WHERE s.state = 'running' AND b.owner = :owner""")
+SELECT count(*) FROM shards s JOIN builds b ON b.id = s.build_id
+WHERE s.state = 'running' AND b.state = 'running' AND b.owner = :owner""")
 
 
 async def claim_shard(
