@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -169,22 +170,35 @@ def export(
     build: Annotated[int | None, typer.Argument(help="number of the build whose version is wanted")] = None,
     version: Annotated[int | None, typer.Option(help="or the number of a version")] = None,
     to: Annotated[Path | None, typer.Option("--to", "-o", help="file, or with hf: folder")] = None,
-    kind: Annotated[As, typer.Option("--as", help="hf is a folder for datasets.load_dataset")] = As.jsonl,
+    kind: Annotated[
+        As | None, typer.Option("--as", help="hf is a folder for datasets.load_dataset; jsonl if left out")
+    ] = None,
     shape: Annotated[Shape, typer.Option(help="chat messages that train a student, or every column")] = Shape.messages,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="upload it to the Hugging Face hub")] = None,
+    private: Annotated[bool, typer.Option("--private", help="with --push: only its owner sees it")] = False,
+    revision: Annotated[str | None, typer.Option(help="with --push: a branch; main if left out")] = None,
+    as_json: AsJSON = False,
     jobs_url: JobsURL = None,
     key: Key = None,
     state: StateDir = DEFAULT_STATE,
 ) -> None:
-    """Write a version of a data set to disk."""
+    """Write a version of a data set to disk, or to the Hugging Face hub. What broke off goes on when called again."""
     if (build is None) == (version is None):
         raise typer.BadParameter("give a build or --version")
-    from rlt_client.cli.builds import export_version
+    if push is not None and kind not in (None, As.hf):
+        raise typer.BadParameter("--push uploads a Hugging Face folder: leave --as out")
+    if push is None and (private or revision is not None):
+        raise typer.BadParameter("--private and --revision go with --push")
+    from rlt_client.cli.exports import Wanted, exported, pushed
 
-    async def fetch(jobs: AsyncJobsClient) -> tuple[Path, int]:
-        return await export_version(jobs, build, version, to, kind.value, shape.value)
-
-    path, size = _call(find_service("jobs", jobs_url, key, state), fetch)
-    typer.echo(f"{path}{'/' if path.is_dir() else ''}  {size:,} bytes")
+    wanted = Wanted(build, version, to, "hf" if push else (kind or As.jsonl).value, shape.value)
+    service = find_service("jobs", jobs_url, key, state)
+    if push is None:
+        done = _call(service, lambda jobs: exported(jobs, wanted), patience=LONG_PATIENCE)
+    else:
+        fetch = partial(_call, service, patience=LONG_PATIENCE)
+        done = pushed(fetch, wanted, push, private=private, revision=revision)
+    typer.echo(done.json() if as_json else str(done))
 
 
 def _act(method: str, build: int, as_json: bool, service: Service) -> None:

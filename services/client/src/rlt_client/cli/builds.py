@@ -1,22 +1,17 @@
-"""How builds are shown, and how a version becomes a file or a folder."""
+"""How builds are shown."""
 
 from __future__ import annotations
 
-import shutil
-import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlt_client.cli.errors import CommandFailed
-from rlt_client.jobs import AsyncJobsClient
-from rlt_client.schemas.builds import Build, BuildState, ExportFormat, ExportShape
+from rlt_client.schemas.builds import Build, BuildState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 
-__all__ = ["card", "export_version", "table"]
+__all__ = ["card", "table"]
 
 COLOURS = {
     BuildState.done: "green",
@@ -78,60 +73,3 @@ def _breakdown(counts: dict[GenStatus, int] | dict[ScoreStatus, int], good: GenS
         if count:
             text.append(f"{', ' if text else ''}{count:,} {status}", style="" if status == good else "yellow")
     return text or Text("none yet")
-
-
-async def export_version(
-    jobs: AsyncJobsClient, build: int | None, version: int | None, to: Path | None, kind: str, shape: str
-) -> tuple[Path, int]:
-    """Fetch the version of a build, or a version. Returns the file or folder, and the bytes fetched.
-
-    Raises:
-        CommandFailed: the build has no version yet, or the folder is there and not empty.
-    """
-    number = version if build is None else await _version_of(jobs, build)
-    found = await jobs.version(number or 0)
-    target = to or Path(f"{found.dataset}-v{found.number}{'' if kind == 'hf' else f'.{kind}'}")
-    _make_parent(target)
-    if kind != "hf" or target.suffix == ".zip":
-        size = await jobs.export(found.id, target, format=ExportFormat(kind), shape=ExportShape(shape))
-        return target, size
-    return target, await _export_folder(jobs, found.id, target, ExportShape(shape))
-
-
-def _make_parent(target: Path) -> None:
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-
-
-async def _version_of(jobs: AsyncJobsClient, build: int) -> int:
-    found = await jobs.build(build)
-    if found.version is None:
-        raise CommandFailed(f"build {build} has no version yet: it is {found.state}")
-    return found.version
-
-
-async def _export_folder(jobs: AsyncJobsClient, version: int, folder: Path, shape: ExportShape) -> int:
-    _refuse_occupied(folder)
-    archive = folder.with_name(f".{folder.name}.zip")
-    try:
-        size = await jobs.export(version, archive, format=ExportFormat.hf, shape=shape)
-        _unpack(archive, folder)
-    finally:
-        archive.unlink(missing_ok=True)
-    return size
-
-
-def _refuse_occupied(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CommandFailed(f"{folder} is there already and not empty")
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """The folder appears whole or not at all."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(part)  # zipfile drops absolute paths and `..` itself
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

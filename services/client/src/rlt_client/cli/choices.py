@@ -75,4 +75,6 @@ class As(StrEnum):
 
 class Shape(StrEnum):
     messages = "messages"
+    prompt_completion = "prompt_completion"
+    sharegpt = "sharegpt"
     raw = "raw"

@@ -7,7 +7,8 @@ import json
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rlt_client.cli.builds import card, export_version
+from rlt_client.cli.builds import card
+from rlt_client.cli.exports import export_version
 from rlt_client.cli.output import nats
 from rlt_client.cli.progress import follow
 from rlt_client.schemas.builds import Build, BuildRequest, BuildState, SampleRow, SampleSort, Source
