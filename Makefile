@@ -2,13 +2,13 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-BENCH := services/common/benchmarks:reward_server/benchmarks:teacher_server/benchmarks
+BENCH := services/common/benchmarks:services/jobs/benchmarks:reward_server/benchmarks:teacher_server/benchmarks
 # One thread per process: the stack's processes share the cores, and small models run slower on more.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher chaos lint format types lock clean
+.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-builds chaos lint format types lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench-reward-gpu: ## the same on a GPU; PYTHON=… has PyTorch and transformers
 
 bench-teacher: setup engine ## the teacher service against its bare engine; writes docs/benchmarks.md (20 minutes)
 	PYTHONPATH=$(BENCH) $(PY) -m teacher_bench overhead overlap memory real report
+
+bench-builds: setup ## what builds cost at size, the database alone and end to end; writes docs/benchmarks.md (45 minutes)
+	PYTHONPATH=$(BENCH) $(PY) -m jobs_bench flush browse claim submit growth export throughput report
 
 chaos: setup ## builds while everything is killed at random; SEED=… repeats a run, RUNS=… makes more (a minute each)
 	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --runs $(or $(RUNS),1)
