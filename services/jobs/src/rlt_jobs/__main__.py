@@ -1,4 +1,4 @@
-"""`rlt-jobs api | relay | worker | migrate | check | keys`; settings are flags or `RLT_JOBS_…` variables."""
+"""`rlt-jobs api | relay | worker | migrate | check | sweep | keys`; settings are flags or `RLT_JOBS_…` variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ USAGE = """usage: rlt-jobs COMMAND [settings]
   relay    send queued messages, take back lost leases, ring again for what was forgotten; any number may run
   worker   make samples: a Celery worker of RLT_JOBS_CONCURRENCY processes
   migrate  bring the database to the newest schema
-  check    prove that every file is whole and every sample points at its row
+  check    prove that every file is whole, every sample points at its row and every count is right
+  sweep    remove what was deleted long enough ago and files that nobody reads; --dry-run only says what
+  quota    show OWNER | set OWNER NAME=NUMBER…: what an owner may ask for at once
   keys     add OWNER SCOPE[,SCOPE…] | list | revoke ID: keys in the database (RLT_JOBS_DATABASE_KEYS=1 accepts them)
 
 Settings are flags or RLT_JOBS_… variables: rlt-jobs COMMAND --help
@@ -29,6 +31,8 @@ def main() -> NoReturn:
         "worker": _worker,
         "migrate": _migrate,
         "check": _check,
+        "sweep": _sweep,
+        "quota": _quota,
         "keys": _keys,
     }
     if command in commands:
@@ -100,6 +104,28 @@ def _check(args: list[str]) -> int:
     from rlt_jobs import admin
 
     return admin.run(admin.check_store(settings), "rlt-jobs check")
+
+
+def _quota(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    settings = load(Settings, [], prog="rlt-jobs quota")
+    from rlt_jobs import admin
+    from rlt_jobs.quota import quota
+
+    return admin.run(quota(settings, args), "rlt-jobs quota")
+
+
+def _sweep(args: list[str]) -> int:
+    from rlt_jobs.settings import Settings
+    from rlt_service.settings import load
+
+    dry_run = "--dry-run" in args
+    settings = load(Settings, [arg for arg in args if arg != "--dry-run"], prog="rlt-jobs sweep")
+    from rlt_jobs import admin
+
+    return admin.run(admin.sweep_store(settings, dry_run=dry_run), "rlt-jobs sweep")
 
 
 def _keys(args: list[str]) -> int:

@@ -93,7 +93,6 @@ class DerivedBuilds:
         **values: Any,
     ) -> Build:
         """A new build in state `importing`, or the one that this key was used for."""
-        await admit_build(session, self._settings, of.owner)
         asked = request.model_dump(mode="json")
         hashed = digest([kind, of.id, values["of_version_id"], asked])
         if asked.get("format") is None:
@@ -114,7 +113,10 @@ class DerivedBuilds:
             of_build_id=of.data_id,
             **values,
         )
-        return build or await self._before(session, of.owner, key, hashed)
+        if build is None:
+            return await self._before(session, of.owner, key, hashed)
+        await admit_build(session, self._settings, of.owner, but=build.id)
+        return build
 
     async def _before(self, session: AsyncSession, owner: str, key: str | None, hashed: bytes) -> Build:
         build = await session.scalar(select(Build).where(Build.owner == owner, Build.idempotency_key == key))

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Iterator
 from uuid import UUID
 
-from rlt_client.errors import Unavailable
+from rlt_client.errors import Forbidden, Overloaded, Unavailable
 from rlt_client.formats import load_formats
 from rlt_client.schemas.builds import BuildKind, BuildState, Source
 from rlt_client.schemas.common import Problem
-from rlt_jobs.builds import intake, lifecycle, repository
+from rlt_jobs.builds import intake, lifecycle, quotas, repository
 from rlt_jobs.builds.holding import held_build
 from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.sources.opening import Sources, Stored
@@ -48,6 +48,8 @@ class _Import:
             await self._read()
         except SourceError as error:
             await self._fail(error.type, str(error))
+        except (Forbidden, Overloaded) as error:  # a quota; `resume` tries again
+            await self._fail(error.type, error.detail or error.title, title="The build is larger than the quota")
         except Unavailable as error:
             raise Stopped(f"the source cannot be read now: {error}") from error
 
@@ -95,14 +97,15 @@ class _Import:
             if batch.ended:
                 await intake.tell_duplicates(session, build)
             if batch.ended and build.problems:
+                await quotas.admit_samples(session, self._settings, build)
                 await repository.start(session, build, shard_samples=self._settings.shard_samples)
         if batch.ended and not build.problems:
             await self._fail("no_problems", _nothing(build))
         return batch.ended
 
-    async def _fail(self, type: str, detail: str) -> None:
+    async def _fail(self, type: str, detail: str, *, title: str = "The source cannot be used") -> None:
         log.warning("build %s: %s", self._build_id, detail)
-        problem = Problem(type=type, title="The source cannot be used", detail=detail)
+        problem = Problem(type=type, title=title, detail=detail)
         async with self._services.database.begin() as session:
             await lifecycle.fail(session, self._build_id, problem)
 

@@ -89,15 +89,17 @@ async def used(session: AsyncSession, owner: str) -> Used:
     )
 
 
-async def admit_build(session: AsyncSession, settings: Settings, owner: str) -> None:
-    """Before a build is inserted; the owner's other submissions wait for this transaction.
+async def admit_build(session: AsyncSession, settings: Settings, owner: str, *, but: int | None = None) -> None:
+    """Before a build is inserted, or after it, without counting it (`but`): one that was there before is not refused.
+
+    The owner's other submissions wait for this transaction.
 
     Raises:
         Forbidden: `quota_exceeded`: too many builds are open.
     """
     await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
     most = (await limits(session, settings, owner)).open_builds
-    if most is not None and (found := await _open_builds(session, owner)) >= most:
+    if most is not None and (found := await _open_builds(session, owner, but)) >= most:
         raise _forbidden(f"{found} of your builds are open, of {most} at most: wait for one to end, or cancel one")
 
 
@@ -129,7 +131,7 @@ async def admit_samples(session: AsyncSession, settings: Settings, build: Build)
 
 
 async def admit_upload(session: AsyncSession, settings: Settings, owner: str, size: int) -> None:
-    """Before `size` bytes more are kept.
+    """Before an upload of `size` bytes, or of so many as have come, is kept.
 
     Raises:
         Forbidden: `quota_exceeded`.
@@ -145,8 +147,9 @@ def _forbidden(detail: str) -> Forbidden:
     return Forbidden(f"{detail}; whoever runs the service can change it: `rlt-jobs quota set`", type="quota_exceeded")
 
 
-async def _open_builds(session: AsyncSession, owner: str) -> int:
-    return int(await session.scalar(select(func.count()).where(Build.owner == owner, Build.state.in_(OPEN))) or 0)
+async def _open_builds(session: AsyncSession, owner: str, but: int | None = None) -> int:
+    mine = (Build.owner == owner, Build.state.in_(OPEN), Build.id.is_distinct_from(but))
+    return int(await session.scalar(select(func.count()).where(*mine)) or 0)
 
 
 async def _queued_samples(session: AsyncSession, owner: str, but: int | None = None) -> int:

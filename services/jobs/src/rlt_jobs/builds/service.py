@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas import builds as wire
-from rlt_client.schemas.builds import BuildRequest, BuildState, SampleSort
+from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState, SampleSort
 from rlt_jobs import pages
-from rlt_jobs.builds import browse, lifecycle, repository, views
+from rlt_jobs.builds import browse, lifecycle, quotas, repository, views
 from rlt_jobs.builds.admission import Admission
 from rlt_jobs.builds.browse import BuildRow, SampleFilter
 from rlt_jobs.builds.dry_run import DryRunner
@@ -43,22 +43,33 @@ class BuildService:
         Raises:
             InvalidRequest: an unknown upload, a path or hub that may not be read, a text that is too long, a trace that
                 was cut off, or a key that was used for another request.
+            Forbidden, Overloaded: `quota_exceeded`.
         """
         problems = await asyncio.to_thread(self._admission.check, request)
         async with self._database.begin() as session:
             build = await self._insert(session, owner, request, key)
             if build is None:
                 build = await self._before(session, owner, request, key)
-            elif problems:
-                await take_in(session, build, problems, deduplicate=request.deduplicate)
-                await tell_duplicates(session, build)
-                await repository.start(session, build, shard_samples=self._settings.shard_samples)
             else:
-                await ring_build(session, build.id, BuildState.importing)
+                await quotas.admit_build(session, self._settings, owner, but=build.id)
+                await self._begin(session, build, problems, deduplicate=request.deduplicate)
             await session.flush()
             build_id = build.id
             session.expire_all()  # server-side values are read back
             return await self._view(session, owner, build_id)
+
+    async def _begin(
+        self, session: AsyncSession, build: Build, problems: list[BuildProblem], *, deduplicate: bool
+    ) -> None:
+        """With inline problems it runs at once, else it is imported."""
+        if not problems:
+            await ring_build(session, build.id, BuildState.importing)
+            return
+        await take_in(session, build, problems, deduplicate=deduplicate)
+        await tell_duplicates(session, build)
+        await session.flush()
+        await quotas.admit_samples(session, self._settings, build)
+        await repository.start(session, build, shard_samples=self._settings.shard_samples)
 
     async def dry_run(self, owner: str, request: BuildRequest) -> wire.DryRun:
         """Raises `InvalidRequest`, `Unavailable`."""

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import InvalidRequest, PayloadTooLarge
 from rlt_client.schemas import builds as wire
+from rlt_client.schemas.builds import SourceFormat
 from rlt_jobs import pages
+from rlt_jobs.builds import quotas
 from rlt_jobs.builds.models import Scorer
+from rlt_jobs.builds.sources import kinds
 from rlt_jobs.builds.views import scorer_view
 from rlt_jobs.database import Database
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import repository
 from rlt_jobs.store.files import HashingWriter, Store
-from rlt_jobs.store.models import Version
+from rlt_jobs.store.models import Upload, Version
 
 __all__ = ["StoreService"]
 
 CHUNK = 2**20
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StoreService:
@@ -30,18 +35,51 @@ class StoreService:
         self._database = database
         self._store = store
 
-    async def upload(self, owner: str, name: str | None, body: AsyncIterator[bytes]) -> wire.Upload:
-        """Stream a body to disk. Raises `PayloadTooLarge`, and `InvalidRequest` for an empty one."""
+    async def upload(self, owner: str, name: str | None, media_type: str, body: AsyncIterator[bytes]) -> wire.Upload:
+        """Stream a body into the store. Its format is told by what it is, else by `media_type`, else by `name`.
+
+        Raises:
+            PayloadTooLarge
+            Forbidden: `quota_exceeded`.
+            InvalidRequest: empty, cut off, or none of the formats.
+        """
         upload_id = uuid4()
-        async with self._store.writing(f"uploads/{upload_id}.jsonl") as pending:
-            async for part in _parts(body):
-                if pending.writer.size + len(part) > self._settings.max_upload_bytes:
-                    raise PayloadTooLarge(f"an upload has {self._settings.max_upload_bytes} bytes at most")
-                await asyncio.to_thread(pending.writer.write, part)
-            _expect_some(pending.writer)
+        parts = _parts(body)
+        head = await anext(parts, b"")
+        await self._admit(owner, len(head))  # who has no room left is told at once
+        if not head:
+            raise InvalidRequest("the body is empty: send a file of problems", type="empty_upload")
+        format, suffix = kinds.of_upload(media_type, name, head)
+        async with self._store.writing(f"uploads/{upload_id}{suffix}") as pending:
+            part, tail = head, b""
+            while part:
+                await self._write(pending.writer, part)
+                tail, part = (tail + part)[-4:], await anext(parts, b"")
+            kinds.check_end(format, tail)
+            await self._admit(owner, pending.writer.size)
         async with self._database.begin() as session:
-            row = await repository.add_upload(session, upload_id, owner, name, pending.stored)
-        return wire.Upload(id=row.id, name=row.name, bytes=row.bytes, sha256=row.sha256, created_at=row.created_at)
+            row = await repository.add_upload(session, upload_id, owner, name, pending.stored, format)
+        return _upload_view(row)
+
+    async def _admit(self, owner: str, size: int) -> None:
+        """Raises `Forbidden`: `quota_exceeded`."""
+        async with self._database.begin() as session:
+            await quotas.admit_upload(session, self._settings, owner, size)
+
+    async def _write(self, writer: HashingWriter, part: bytes) -> None:
+        if writer.size + len(part) > self._settings.max_upload_bytes:
+            raise PayloadTooLarge(f"an upload has {self._settings.max_upload_bytes} bytes at most")
+        await asyncio.to_thread(writer.write, part)
+
+    async def uploads(self, owner: str, cursor: str | None, limit: int) -> wire.UploadPage:
+        after = pages.decode(cursor, "uploads", int, str)
+        below = _upload_key(*after) if after else None
+        async with self._database.begin() as session:
+            rows = await repository.uploads(session, owner, below, limit + 1)
+        page, more = pages.split(rows, limit)
+        key = [_microseconds(page[-1].created_at), page[-1].id.hex] if more else None
+        items = [_upload_view(row) for row in page]
+        return wire.UploadPage(items=items, next=pages.encode("uploads", key) if key else None)
 
     async def datasets(self, owner: str, cursor: str | None, limit: int) -> wire.DatasetPage:
         after = pages.decode(cursor, "datasets", str)
@@ -87,9 +125,26 @@ async def _parts(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
-def _expect_some(writer: HashingWriter) -> None:
-    if writer.size == 0:
-        raise InvalidRequest("the body is empty: send JSON lines", type="empty_upload")
+def _upload_view(row: Upload) -> wire.Upload:
+    return wire.Upload(
+        id=row.id,
+        name=row.name,
+        format=SourceFormat(row.format),
+        bytes=row.bytes,
+        sha256=row.sha256,
+        created_at=row.created_at,
+    )
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def _upload_key(microseconds: int, upload_id: str) -> tuple[datetime, UUID]:
+    try:
+        return EPOCH + timedelta(microseconds=microseconds), UUID(upload_id)
+    except (ValueError, OverflowError) as error:
+        raise pages.bad_cursor() from error
 
 
 async def _view(session: AsyncSession, dataset: str, version: Version, scorer: Scorer | None) -> wire.Version:
