@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -105,8 +106,7 @@ async def test_quantiles_are_values_of_samples(database: Database, filled) -> No
     made = await found(database, await filled(problems=20, n=4, cut=15))
     left = [k for k in range(60) if k % 10 != 3 and not (k % 4 == 1 and k < 16)]
     rewards = sorted(-(100.0 + k) for k in left)
-    at = {name: rewards[-(-int(len(rewards) * q * 100) // 100) - 1 if len(rewards) * q % 1 == 0 else int(len(rewards) * q)]
-          for name, q in report.QUANTILES.items()}  # fmt: skip
+    at = {name: rewards[math.ceil(len(rewards) * q) - 1] for name, q in report.QUANTILES.items()}
     best = [max(-(100.0 + k) for k in left if k // 4 == p) for p in range(15)]
     assert made.rewards == {
         "min": rewards[0], **at, "max": rewards[-1],

@@ -26,7 +26,7 @@ from rlt_jobs.settings import Settings
 
 __all__ = ["Retries", "retry"]
 
-_INTO = "INSERT INTO shards (build_id, lo, hi, try, only, score_only, max_tokens, total)"
+_INTO = 'INSERT INTO shards (build_id, lo, hi, try, "only", score_only, max_tokens, total)'
 
 # Failed samples in a row, wherever they lie, until they are enough for a shard. Problems are never divided.
 _CUT = """
