@@ -58,7 +58,8 @@ def router(service: ExportService) -> Router:
         headers = _headers(exported)
         if isinstance(exported.content, Stored):
             headers["content-length"] = str(exported.content.bytes)
-        return Response(headers=headers, media_type=MEDIA_TYPES[format][0])
+        # a plain Response would say that a length which is not known is 0
+        return StreamingResponse(iter(()), headers=headers, media_type=MEDIA_TYPES[format][0])
 
     return routes
 
