@@ -18,7 +18,7 @@ class Kind(StrEnum):
     kill = "kill"  # SIGKILL to the process and all its children, started again after `down` seconds
     orphan = "orphan"  # SIGKILL to a worker's main process only: its children are left behind
     child = "child"  # SIGKILL to one child of a worker
-    freeze = "freeze"  # SIGSTOP for longer than a lease: it wakes up believing that it still holds its shard
+    freeze = "freeze"  # SIGSTOP for up to two leases: it wakes believing that it still holds its shard
     flush = "flush"  # FLUSHALL: the broker forgets everything
     restart = "restart"  # immediate stop of Postgres (SIGQUIT, no checkpoint), which then recovers from its log
     cut = "cut"  # every connection to Postgres is ended by it

@@ -44,11 +44,11 @@ from rlt_local.ports import free
 
 __all__ = ["run"]
 
-PROBLEMS: Final = 1_024
+PROBLEMS: Final = 512
 N: Final = 8
 SHARD_SAMPLES: Final = 256
 WORKED: Final = 128  # problems of the build that a whole worker makes
-CLAIMS: Final = 200
+CLAIMS: Final = 100
 CALLS: Final = 300
 MESSAGES: Final = 2_000
 TABLES: Final = ("problems", "samples", "scores", "spool", "shards")
@@ -95,7 +95,7 @@ async def _build(database: Database, problems: int) -> int:
 
 async def _steps(record: Record, database: Database, store: Store, build: int) -> None:
     """Flush and seal of every shard, and what they leave on disk."""
-    made = texts(SHARD_SAMPLES, seed=1)
+    made = texts(PROBLEMS * N, seed=1)  # all different: files keep what is said twice once
     flushed = sealed = 0.0
     async with database.begin() as session:
         scorer = await repository.pin_scorer(session, build, SCORER)
@@ -104,7 +104,7 @@ async def _steps(record: Record, database: Database, store: Store, build: int) -
         async with database.begin() as session:
             lease = await claim_shard(session, None, worker="bench", seconds=600)
         assert lease is not None
-        batch = outcomes(lease.lo, SHARD_SAMPLES, N, made)
+        batch = outcomes(lease.lo, SHARD_SAMPLES, N, made[lease.lo * N :])
         began = time.process_time()
         async with database.begin() as session:
             await flush(session, lease, batch, scorer_id=scorer, seconds=1)
@@ -143,8 +143,8 @@ async def _publishing(record: Record, database: Database, store: Store, url: str
 
 
 async def _claims(record: Record, database: Database) -> None:
-    """One after the other among 4,000 ready shards, each given back outside the clock."""
-    await add_build(database, problems=4_000, n=1, shard_samples=1)
+    """One after the other among 2,000 ready shards, each given back outside the clock."""
+    await add_build(database, problems=2_000, n=1, shard_samples=1)
     seconds = 0.0
     for _ in range(CLAIMS):
         began = time.perf_counter()
