@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.flush import flush
 from rlt_jobs.builds.models import Sample, Score, Shard
-from rlt_jobs.builds.outcomes import Outcome, decompress
+from rlt_jobs.builds.outcomes import Outcome, Texts, decompress
 from rlt_jobs.builds.repository import ScorerChanged, ScorerKey, missing, pin_scorer, totals
 from rlt_jobs.database import Database
 from rlt_jobs.leases import Claimed, LeaseLost, give_back, reap
@@ -233,3 +235,90 @@ async def test_a_shard_dropped_in_mid_flush_does_not_break_the_connection(
     assert await write(lease, outcome(1, 0)) == 1
     async with database.begin() as session:
         assert await session.scalar(select(func.count()).where(Sample.build_id == lease.build_id)) == 1
+
+
+def with_texts(made: Outcome, explanation: str, reason: str | None = None) -> Outcome:
+    return replace(made, texts=Texts(explanation=explanation, completion=explanation), gen_reason=reason)
+
+
+async def test_of_one_sample_told_twice_in_a_flush_one_is_kept(
+    database: Database, lease: Claimed, write: Write, outcome: Any
+) -> None:
+    """By the rule for rows: the higher try, and within a try the first that is no passing error."""
+    told = [
+        outcome(0, 0, reward=-1.0),
+        outcome(0, 0, reward=-2.0),
+        outcome(1, 0, GenStatus.engine_error),
+        outcome(1, 0, reward=-3.0),
+        outcome(2, 0, try_=1, reward=-4.0),
+        outcome(2, 0, reward=-5.0),
+    ]
+    assert await write(lease, *told) == 3
+    async with database.begin() as session:
+        rewards = select(Score.reward).where(Score.build_id == lease.build_id).order_by(Score.problem)
+        assert (await session.scalars(rewards)).all() == [-1.0, -3.0, -4.0]
+    assert await write(lease, *told, outcome(2, 1)) == 1  # the same through the slower way: nothing but the new one
+    await counters_equal_rows(database, lease.build_id)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["all new", "one is there"])
+async def test_any_characters_and_sizes_come_back_as_they_were(
+    database: Database, lease: Claimed, write: Write, outcome: Any, known: bool
+) -> None:
+    odd = "\0 \\N \\. \t\r\n\u2028 \x1b \ufffe 𝔘 \"'{}"
+    big = "".join(chr(0x4E00 + (i * i) % 20_000) for i in range(300_000))  # a megabyte that compresses badly
+    if known:
+        await write(lease, outcome(2, 1))
+    given = [with_texts(outcome(0, 0), odd), with_texts(outcome(0, 1), big), with_texts(outcome(1, 0), "")]
+    assert await write(lease, *given, *([outcome(2, 1)] if known else [])) == 3
+    async with database.begin() as session:
+        spooled = select(Spool.texts).where(Spool.shard_id == lease.shard_id, Spool.problem < 2)
+        blobs = await session.scalars(spooled.order_by(Spool.problem, Spool.sample_idx))
+        assert [decompress(blob).explanation for blob in blobs] == [odd, big, ""]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["all new", "one is there"])
+async def test_a_servers_reason_with_a_nul_is_kept_without_it(
+    database: Database, lease: Claimed, write: Write, outcome: Any, known: bool
+) -> None:
+    failed = replace(outcome(0, 0, GenStatus.malformed), gen_reason="no\0tag")
+    before = [outcome(0, 1)] * known
+    await write(lease, *before)
+    assert await write(lease, failed, *before) == 1
+    assert (await sample(database, lease, 0, 0)).gen_reason == "no\N{REPLACEMENT CHARACTER}tag"
+
+
+async def test_an_empty_flush_changes_nothing(database: Database, lease: Claimed, write: Write) -> None:
+    assert await write(lease) == 0
+    async with database.begin() as session:
+        assert await session.scalar(select(Shard.barren).where(Shard.id == lease.shard_id)) == 1
+
+
+async def test_two_leases_that_write_the_same_samples_at_once_keep_one_of_each(
+    database: Database, lease: Claimed, write: Write, outcome: Any, claim: Any
+) -> None:
+    """A second shard over the same range: both copy, one waits for the other and then merges."""
+    async with database.begin() as session:
+        values = {"build_id": lease.build_id, "lo": 0, "hi": 3, "total": 6}
+        other_id = await session.scalar(insert(Shard).values(values).returning(Shard.id))
+    other = await claim(other_id)
+    every = [outcome(p, s) for p in range(3) for s in range(2)]
+    changed = await asyncio.gather(write(lease, *every), write(other, *every))
+    assert sorted(changed) == [0, 6]
+    await counters_equal_rows(database, lease.build_id)
+
+
+@pytest.mark.slow  # half a minute
+async def test_two_hundred_thousand_rows_are_all_there_once(
+    database: Database, make_build: Any, claim: Any, write: Write, outcome: Any
+) -> None:
+    build_id = await make_build(problems=25_000, n=8, shard_samples=200_000)
+    async with database.begin() as session:
+        shard_id = await session.scalar(select(Shard.id).where(Shard.build_id == build_id))
+    lease = await claim(shard_id)
+    rows = [outcome(index // 8, index % 8, try_=0) for index in range(200_000)]
+    for lo in range(0, len(rows), 3_000):  # each flush tells the last thousand rows of the one before again
+        await write(lease, *rows[max(0, lo - 1_000) : lo + 3_000])
+    async with database.begin() as session:
+        assert await missing(session, lease) == []
+    await counters_equal_rows(database, build_id)
