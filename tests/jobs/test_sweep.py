@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from rlt_jobs import admin
 from rlt_jobs.builds.models import Build, Shard
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.celery_app import make_celery
@@ -172,3 +173,13 @@ async def test_uploads_to_a_bucket_that_nobody_completed_are_ended(bucket_store:
     assert await swept(store=bucket_store) == [line]
     assert list(bucket_store.unfinished()) == []
     assert len(backend._files.list_multipart_uploads(backend._bucket)) == 1
+
+
+async def test_the_command_says_first_and_then_does(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    write(services.store, "stray", hours=25)
+    assert await admin.sweep_store(services.settings, dry_run=True) == 0
+    assert capsys.readouterr().out == "would remove stray: no row names it\n"
+    assert services.store.exists("stray")
+    assert await admin.sweep_store(services.settings, dry_run=False) == 0
+    assert capsys.readouterr().out == "removed stray: no row names it\n"
+    assert not services.store.exists("stray")

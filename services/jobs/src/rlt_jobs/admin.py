@@ -13,7 +13,7 @@ from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.settings import Settings
 from rlt_service.keys import Key, create_token, hash_token, parse_keys
 
-__all__ = ["check_store", "keys", "run"]
+__all__ = ["check_store", "keys", "run", "sweep_store"]
 
 ID_DIGITS = 12  # of a key's hash: what logs and lists show
 
@@ -41,6 +41,20 @@ async def check_store(settings: Settings) -> int:
         await database.close()
     sys.stdout.write("the store is whole\n" if wrong == 0 else f"{wrong} things are wrong\n")
     return 0 if wrong == 0 else 1
+
+
+async def sweep_store(settings: Settings, *, dry_run: bool) -> int:
+    from rlt_jobs.store.files import Store
+    from rlt_jobs.store.sweep import sweep
+
+    database = Database(settings.database_url, name="rlt-jobs sweep", pool=2)
+    store = Store(settings.store, endpoint_url=settings.store_endpoint)
+    try:
+        async for line in sweep(database, store, settings, dry_run=dry_run):
+            sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {line}\n")
+    finally:
+        await database.close()
+    return 0
 
 
 async def keys(settings: Settings, args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`rlt up`, `status`, `logs`, `down`, `demo`: added to `rlt` by the entry point. Imports nothing heavy by itself."""
+"""`rlt up`, `status`, `logs`, `down`, `demo`, `store`: added to `rlt` by the entry point. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rlt_client.cli.errors import FAILED, CommandFailed
+from rlt_local.store import app as store
 
 __all__ = ["register"]
 
@@ -23,6 +24,7 @@ DEFAULT_ENGINE_ENV = Path(".engine")
 def register(app: typer.Typer) -> None:
     for command in (up, status, logs, down, demo):
         app.command(rich_help_panel="Local stack")(command)
+    app.add_typer(store, name="store", rich_help_panel="Local stack")
 
 
 def up(
