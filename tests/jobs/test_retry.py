@@ -132,7 +132,7 @@ async def test_only_what_failed_is_asked_again_and_a_version_follows(
 
 
 async def test_counters_stay_sums_of_what_there_is(services: Services, ended: Ended) -> None:
-    build_id = await ended()
+    build_id = await ended(keep_tokens=True)
     await again(services, build_id, score_errors=True)
     await run(services, build_id)
     async with services.database.begin() as session:
@@ -140,14 +140,14 @@ async def test_counters_stay_sums_of_what_there_is(services: Services, ended: En
         samples = select(Sample.gen_status, func.count()).where(Sample.build_id == build_id)
         by_status = {s.value: c for s, c in await session.execute(samples.group_by(Sample.gen_status))}
         scores = select(Score.status, func.count()).where(Score.build_id == build_id).group_by(Score.status)
-        by_score = {status: count for status, count in await session.execute(scores)}
+        by_score = {status: count for status, count in (await session.execute(scores)).tuples()}
     assert by_status == {"complete": 12} == {name: count for name, count in found.gen.items() if count}
     assert by_score == {ScoreStatus.scored: 12}
     assert (found.scored, found.score_error) == (12, 0)
 
 
 async def test_scores_alone_are_made_from_the_stored_texts(services: Services, ended: Ended, platform: Any) -> None:
-    build_id = await ended()
+    build_id = await ended(keep_tokens=True)
     asked = len(platform.requests)
     await again(services, build_id, gen_status=[GenStatus.cancelled], score_errors=True)
     await run(services, build_id)
@@ -156,6 +156,12 @@ async def test_scores_alone_are_made_from_the_stored_texts(services: Services, e
     _, second = await versions(services, build_id)
     assert sorted(await members(services, second)) == [0, 2, 3, 4, 5]
     assert [finding async for finding in check(services.database, services.store)] == []
+
+
+async def test_scores_that_could_not_be_like_the_others_are_not_promised(services: Services, ended: Ended) -> None:
+    """Their KL came from log-probs that went with the texts; made by the hosted teacher, it would be another."""
+    with pytest.raises(Conflict, match="keep_tokens"):
+        await again(services, await ended(), score_errors=True)
 
 
 async def test_another_budget_is_the_shards_own(services: Services, ended: Ended, platform: Any) -> None:
@@ -224,7 +230,7 @@ async def test_a_build_that_has_not_ended_well_is_not_retried(
 
 async def test_nothing_that_matches_is_a_conflict(services: Services, ended: Ended) -> None:
     build_id = await ended()
-    with pytest.raises(Conflict, match="no sample of build .* is truncated or malformed"):
+    with pytest.raises(Conflict, match=r"no sample of build .* is truncated or malformed"):
         await again(services, build_id, gen_status=["truncated", "malformed"])
     async with services.database.begin() as session:
         assert (await session.get_one(Build, build_id)).state is BuildState.done
@@ -266,7 +272,7 @@ async def test_the_owner_alone_retries(services: Services, ended: Ended) -> None
 async def test_a_score_that_fails_once_more_stays_an_error(
     services: Services, ended: Ended, platform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_id = await ended()
+    build_id = await ended(keep_tokens=True)
     monkeypatch.setattr(platform, "_reward", reward)
     await again(services, build_id, gen_status=["cancelled"], score_errors=True)
     await run(services, build_id)

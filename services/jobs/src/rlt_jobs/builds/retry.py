@@ -18,7 +18,7 @@ from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest, Shard
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.lifecycle import ENDED
-from rlt_jobs.builds.models import Build, Event, Shard
+from rlt_jobs.builds.models import Build, Event, Scorer, Shard
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.ringing import ring_shards
@@ -84,9 +84,21 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
     """Only complete samples: no other becomes a row. What is asked for again comes with a score of its own."""
     if GenStatus.complete in request.gen_status and build.kind is not BuildKind.rescore:
         return 0
+    await _check_tokens(session, build)
     where = {"only": [GenStatus.complete.value], "score_only": True, "max_tokens": None, "scorer": build.scorer_id}
     statement = _SCORE_AGAIN if build.scorer_id else _AGAIN  # no scorer: nothing was ever scored
     return await _cut(session, statement, {**size, **where})
+
+
+async def _check_tokens(session: AsyncSession, build: Build) -> None:
+    """The KL of all scores of a build is computed from the same log-probs, or they would not be comparable."""
+    scorer = await session.get(Scorer, build.scorer_id) if build.scorer_id else None
+    if scorer is not None and scorer.teacher_source == "sent" and not build.spec["keep_tokens"]:
+        raise Conflict(
+            f"build {build.id} was scored with the log-probs that its texts were sampled with, and they were not kept "
+            "(keep_tokens); ask for the samples again, or score all of them again with `rescore`",
+            type="tokens_not_kept",
+        )
 
 
 async def _cut(session: AsyncSession, statement: Any, values: dict[str, Any]) -> int:
