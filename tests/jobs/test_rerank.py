@@ -180,7 +180,7 @@ async def test_a_rerank_that_selects_nothing_fails_and_can_be_resumed(services: 
         assert build.error is not None
         assert build.error["type"] == "nothing_selected"
         await lifecycle.resume(session, build)
-        assert build.state is BuildState.finishing
+        assert build.state.value == "finishing"
 
 
 async def test_the_same_question_is_ranked_once_wherever_it_stands(services: Services, published: Published) -> None:

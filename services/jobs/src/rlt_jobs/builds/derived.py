@@ -131,7 +131,7 @@ class DerivedBuilds:
     async def _cut(self, session: AsyncSession, build: Build) -> None:
         """Into shards over the other build's problems; ranges without a complete sample get none."""
         step = max(1, self._settings.shard_samples // build.n)
-        lo = Sample.problem / step * step  # of integers: rounded down
+        lo = Sample.problem // step * step
         complete = (Sample.build_id == build.data_id, Sample.gen_status == GenStatus.complete)
         ranges = select(lo.label("lo"), func.count().label("total")).where(*complete).group_by("lo").subquery()
         hi = func.least(ranges.c.lo + step, build.problems)
