@@ -30,12 +30,18 @@ def router(service: StoreService) -> Router:
 
     @routes.post("/uploads", status_code=201, max_body_size=sys.maxsize)  # the settings' own limit is counted
     async def create_upload(request: Request, caller: Caller, name: UploadName = None) -> wire.Upload:
-        """The body is the file itself: JSON lines, one problem a line."""
+        """The body is the file itself: JSON lines, CSV with a header, or Parquet; the first two also as gzip."""
         _refuse_forms(request)
+        media_type = request.headers.get("content-type", "")
         try:
-            return await service.upload(caller.owner, _checked(name), request.stream())
+            return await service.upload(caller.owner, _checked(name), media_type, request.stream())
         except ClientDisconnect as error:
             raise InvalidRequest("the upload broke off", type="incomplete_upload") from error
+
+    @routes.get("/uploads")
+    async def list_uploads(caller: Caller, cursor: Cursor = None, limit: Limit = 100) -> wire.UploadPage:
+        """Newest first."""
+        return await service.uploads(caller.owner, cursor, limit)
 
     @routes.get("/datasets")
     async def list_datasets(caller: Caller, cursor: Cursor = None, limit: Limit = 100) -> wire.DatasetPage:

@@ -66,7 +66,8 @@ async def uploads(
 ) -> Sequence[Upload]:
     """Newest first; `below`: (created_at, id) of the last one seen."""
     key = tuple_(Upload.created_at, Upload.id)
-    query = select(Upload).where(Upload.owner == owner, Upload.deleted_at.is_(None)).order_by(key.desc()).limit(limit)
+    mine = select(Upload).where(Upload.owner == owner, Upload.deleted_at.is_(None))
+    query = mine.order_by(Upload.created_at.desc(), Upload.id.desc()).limit(limit)
     if below is not None:
         query = query.where(key < below)
     return (await session.scalars(query)).all()
