@@ -86,10 +86,11 @@ WITH busy AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT coalesce(
             (SELECT s.id FROM shards s
-             WHERE s.id = :hint AND s.build_id = o.id AND s.state = 'ready' AND (s.retry_at <= now()) IS NOT FALSE
+             WHERE s.id = :hint AND s.build_id = o.id AND s.state = 'ready'
+                 AND (s.retry_at IS NULL OR s.retry_at <= now())
              FOR UPDATE SKIP LOCKED),
             (SELECT s.id FROM shards s
-             WHERE s.build_id = o.id AND s.state = 'ready' AND (s.retry_at <= now()) IS NOT FALSE
+             WHERE s.build_id = o.id AND s.state = 'ready' AND (s.retry_at IS NULL OR s.retry_at <= now())
              ORDER BY s.id LIMIT 1 FOR UPDATE SKIP LOCKED)
         ) AS id OFFSET 0
     ) found
