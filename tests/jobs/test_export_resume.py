@@ -1,4 +1,4 @@
-"""Exports on their way out: ranges of what is kept, streams while it is written, full disks, damage, several readers."""
+"""Exports on their way out: ranges of what is kept, streams while it is written, full disks, damage, many readers."""
 
 from __future__ import annotations
 
