@@ -11,13 +11,14 @@ import pytest_asyncio
 from sqlalchemy import func, select, update
 
 from rlt_client.errors import Conflict, InvalidRequest
-from rlt_client.schemas.builds import BuildKind, BuildState, RescoreRequest, ShardState
+from rlt_client.schemas.builds import BuildKind, BuildState, RescoreRequest, RetryRequest, ShardState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.reward import RewardItem, RewardRequest, SpecRequest
 from rlt_jobs import app
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.derived import DerivedBuilds
 from rlt_jobs.builds.models import Build, Sample, Score, Shard
+from rlt_jobs.builds.retry import retry
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.store.models import File, Version
 from rlt_jobs.store.publish import publish
@@ -232,15 +233,43 @@ async def test_a_score_error_is_counted_and_an_error_alone_is_replaced(
     build_id = await rescore(services, data, spec={"preset": "rlt", "lambda": 2})
     await work(services, build_id)
     assert await counted(services, build_id) == (3, 3, 2, 1)
+    await publish(services, build_id)
     another_reward(platform, monkeypatch, lambda _: -5.0)
-    async with services.database.begin() as session:
-        mine = Shard.build_id == build_id
-        await session.execute(update(Shard).where(mine).values(state=ShardState.ready, score_only=True))
-        await session.execute(update(Build).where(Build.id == build_id).values(state=BuildState.running))
+    await ask_again(services, build_id)
     await work(services, build_id)
     assert [item.question for item in scored_items(platform)] == ["Q1"]
     assert await rewards(services, data, build_id) == {(0, 0): -1.0, (1, 0): -5.0, (2, 0): -1.0}
     assert await counted(services, build_id) == (3, 3, 3, 0)
+
+
+async def ask_again(services: Services, build_id: int) -> None:
+    async with services.database.begin() as session:
+        build = await repository.lock_build(session, build_id, "ann")
+        await retry(session, build, RetryRequest(score_errors=True), shard_samples=256)
+
+
+async def test_what_a_builds_own_scorer_failed_at_is_scored_again_and_nothing_is_generated(
+    services: Services, finished: Finished, platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reward(item: RewardItem) -> float:
+        if item.question == "Q1":
+            raise ValueError("out_of_memory")
+        return -1.0
+
+    another_reward(platform, monkeypatch, reward)
+    build_id = await finished(problems=3, n=1, keep_tokens=True)
+    another_reward(platform, monkeypatch, lambda _: -5.0)
+    await ask_again(services, build_id)
+    await work(services, build_id)
+    await publish(services, build_id)
+    assert [item.question for item in scored_items(platform)] == ["Q1"]
+    assert all(isinstance(request, RewardRequest) for request in platform.requests)
+    assert await rewards(services, build_id, build_id) == {(0, 0): -1.0, (1, 0): -5.0, (2, 0): -1.0}
+    assert (await counted(services, build_id))[1:] == (3, 3, 0)
+    async with services.database.begin() as session:
+        both = select(Version.parent_id, Version.rows, Version.id).where(Version.build_id == build_id)
+        first, second = (await session.execute(both.order_by(Version.id))).all()
+    assert (first.rows, second.rows, second.parent_id) == (2, 3, first.id)
 
 
 async def test_without_any_kl_the_version_says_why_there_is_none(

@@ -17,6 +17,7 @@ from rlt_jobs.settings import Settings
 from rlt_jobs.store import repository as stored
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.models import Upload
+from rlt_jobs.store.selecting import check_selection
 
 __all__ = ["Admission"]
 
@@ -32,8 +33,10 @@ class Admission:
         """The inline problems, their explanations taken out of their tags; of a source, looks whether it is there.
 
         Raises:
-            InvalidRequest: a text that is too long, a trace that was cut off, a source that may not be read.
+            InvalidRequest: a text that is too long, a trace that was cut off, a source that may not be read, a
+                selection by what the reward does not have.
         """
+        check_selection(request.selection, request.spec)
         if request.source is not None:
             self._sources.check(request.source)
             return []

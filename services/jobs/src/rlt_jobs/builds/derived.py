@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rlt_client.errors import Conflict, InvalidRequest
 from rlt_client.schemas.builds import BuildKind, BuildState, RerankRequest, RescoreRequest
 from rlt_client.schemas.common import GenStatus
-from rlt_client.schemas.reward import Preset, SpecRequest
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.models import Build, Sample, Shard
 from rlt_jobs.builds.quotas import admit_build, admit_samples
@@ -46,7 +45,7 @@ class DerivedBuilds:
             if spec is None and request.selection.weights is not None:
                 raise InvalidRequest("these scores do not tell what reward they are", type="component_unavailable")
             if spec is not None:
-                check_selection(request.selection, spec.preset)
+                check_selection(request.selection, spec)
             build = await self._insert(
                 session, of, request, key, kind=BuildKind.rerank, of_version_id=version_id, scorer_id=version.scorer_id
             )
@@ -64,7 +63,7 @@ class DerivedBuilds:
             InvalidRequest: the scores will lack what the selection asks for.
             Conflict: its samples may still change, or none is complete.
         """
-        check_selection(request.selection, _preset(request.spec))
+        check_selection(request.selection, request.spec)
         async with self._database.begin() as session:
             of = await repository.find_build(session, build_id, owner)
             data = await self._living(session, of.data_id)
@@ -143,10 +142,6 @@ class DerivedBuilds:
         build.state, build.started_at = BuildState.running, func.now()
         await session.flush()
         await ring_shards(session, Shard.build_id == build.id)
-
-
-def _preset(spec: Preset | SpecRequest) -> Preset:
-    return spec.preset if isinstance(spec, SpecRequest) else spec
 
 
 async def _expect_final(session: AsyncSession, data: Build) -> None:

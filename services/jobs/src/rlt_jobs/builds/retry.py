@@ -84,10 +84,21 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
     """Only complete samples: no other becomes a row. What is asked for again comes with a score of its own."""
     if GenStatus.complete in request.gen_status and build.kind is not BuildKind.rescore:
         return 0
+    if build.kind is BuildKind.rescore:
+        return await _reopen(session, build)
     await _check_tokens(session, build)
     where = {"only": [GenStatus.complete.value], "score_only": True, "max_tokens": None, "scorer": build.scorer_id}
     statement = _SCORE_AGAIN if build.scorer_id else _AGAIN  # no scorer: nothing was ever scored
     return await _cut(session, statement, {**size, **where})
+
+
+async def _reopen(session: AsyncSession, build: Build) -> int:
+    """The shards of a build that only scores count what lies in their ranges, which no other shard may share."""
+    failed = (Shard.build_id == build.id, Shard.score_error > 0)
+    again = {"state": ShardState.ready, "score_only": True, "barren": 0, "error": None, "retry_at": None}
+    reopened = await session.execute(update(Shard).where(*failed).values(again))
+    assert isinstance(reopened, CursorResult)
+    return reopened.rowcount
 
 
 async def _check_tokens(session: AsyncSession, build: Build) -> None:

@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rlt_client.errors import InvalidRequest
 from rlt_client.schemas.builds import Component, Selection, SelectionMode, Weights
 from rlt_client.schemas.common import FieldError, GenStatus, ScoreStatus
-from rlt_client.schemas.reward import MappingKind, Preset, ResolvedSpec
+from rlt_client.schemas.reward import MappingKind, Preset, ResolvedSpec, SpecRequest
 from rlt_jobs.builds.models import Problem, Sample, Score
 from rlt_jobs.store.models import File
 
@@ -56,13 +56,12 @@ _TINY: Final = 1e-150
 _MAX_EXPONENT: Final = 700.0  # as the reward server's; exp(709.8) is the largest double
 
 
-def check_selection(selection: Selection, preset: Preset, *, at: str = "/selection") -> None:
-    """Raises `InvalidRequest` for weights of, or bounds to, what scores of this preset do not have.
-
-    Args:
-        at: JSON pointer of the selection in its request.
-    """
-    errors = [FieldError(pointer=f"{at}/{where}", detail=detail) for where, detail in _refusals(selection, preset)]
+def check_selection(selection: Selection, reward: Preset | SpecRequest | ResolvedSpec) -> None:
+    """Raises `InvalidRequest` for weights of, or bounds to, what scores of this reward do not have."""
+    preset = reward if isinstance(reward, Preset) else reward.preset
+    errors = [
+        FieldError(pointer=f"/selection/{where}", detail=detail) for where, detail in _refusals(selection, preset)
+    ]
     if errors:
         raise InvalidRequest(errors=errors, type="component_unavailable")
 
@@ -109,7 +108,7 @@ async def members(
         InvalidRequest: the scores lack what the selection asks for.
     """
     if spec is not None:
-        check_selection(selection, spec.preset)
+        check_selection(selection, spec)
     elif selection.weights is not None:
         raise InvalidRequest("these scores do not tell what reward they are: score again", type="component_unavailable")
     return (await session.execute(_query(build_id, scorer_id, selection, lo, hi, spec))).all()
