@@ -17,6 +17,7 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    column,
     func,
     insert,
     literal,
@@ -134,11 +135,20 @@ def problem_hash(row: BuildProblem) -> bytes:
 
 
 async def same_problems(session: AsyncSession, build_id: int, hashes: Sequence[bytes]) -> dict[bytes, int]:
-    """The first problem of the build by hash, where it has one."""
-    given = cast(list(hashes), postgresql.ARRAY(LargeBinary))
-    query = select(Problem.question_hash, Problem.idx).where(
-        Problem.build_id == build_id, Problem.first_idx.is_(None), Problem.question_hash == func.any(given)
+    """The first problem of the build by hash, where it has one.
+
+    One probe of the index a hash, by the LIMIT: the planner's figures of a table that grows are old, and by those it
+    would read the whole build for each batch.
+    """
+    array = cast(list(hashes), postgresql.ARRAY(LargeBinary))
+    given = func.unnest(array).table_valued(column("hash", LargeBinary)).render_derived(name="given")
+    same = (
+        select(Problem.question_hash, Problem.idx)
+        .where(Problem.build_id == build_id, Problem.first_idx.is_(None), Problem.question_hash == given.c.hash)
+        .limit(1)
+        .lateral("same")
     )
+    query = select(same.c.question_hash, same.c.idx).select_from(given).join(same, literal(True))
     return {row.question_hash: row.idx for row in await session.execute(query)}
 
 
