@@ -71,10 +71,10 @@ def until(seconds: float) -> ColumnElement[Any]:
 # Few builds are open and few shards run, so both are counted; of the many that are ready one is looked up for each
 # build in turn, until one is found that nobody else is taking at this moment. OFFSET 0 keeps it from being asked twice.
 _CLAIM = text("""
-WITH busy AS MATERIALIZED (
-    SELECT s.build_id, b.owner, count(*) AS leases
-    FROM shards s JOIN builds b ON b.id = s.build_id
-    WHERE s.state = 'running' AND b.state = 'running' GROUP BY s.build_id, b.owner
+WITH running AS MATERIALIZED (
+    SELECT build_id, count(*) AS leases FROM shards WHERE state = 'running' GROUP BY build_id
+), busy AS MATERIALIZED (
+    SELECT r.build_id, b.owner, r.leases FROM running r JOIN builds b ON b.id = r.build_id WHERE b.state = 'running'
 ), open AS MATERIALIZED (
     SELECT b.id, b.owner, b.priority, b.stalled_at, coalesce(busy.leases, 0) AS leases,
         coalesce(q.running_shards, :most) AS most
