@@ -114,7 +114,7 @@ async def _steps(record: Record, database: Database, store: Store, build: int) -
         await seal(database, store, lease)
         sealed += time.process_time() - began
     record.add("flush", "a core of a worker", rows_per_s=rows / flushed)
-    size = await _scalar(database, "SELECT sum(bytes) FROM files WHERE kind = 'shard'")
+    size = float(await _scalar(database, "SELECT sum(bytes) FROM files WHERE kind = 'shard'"))
     text_bytes = sum(len((each.explanation or "").encode()) for each in made) / len(made)
     record.add("seal", "a core of a worker", rows_per_s=rows / sealed, mb_per_s=rows * text_bytes / sealed / 1e6)
     record.add("bytes", "text of a trace", bytes=text_bytes)
