@@ -11,13 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt_jobs.store.bucket import PART
+from rlt_jobs.store import bucket
 from rlt_jobs.store.files import Damaged, Store, StoreFull, StoreUnavailable
 from rlt_jobs.store.traces import open_writer
 
+PART = 5 * 2**20  # the least that S3 takes
+
 
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(bucket, "PART", PART)
     if request.param == "folder":
         return Store(tmp_path / "store")
     bucket: Store = request.getfixturevalue("bucket_store")

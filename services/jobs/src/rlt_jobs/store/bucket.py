@@ -33,8 +33,8 @@ class Bucket:
     """
 
     def __init__(self, url: str, *, endpoint_url: str | None = None) -> None:
-        self.url = url.rstrip("/")
-        self._root = self.url.removeprefix("s3://")
+        self._root = url.removeprefix("s3://").rstrip("/")
+        self.url = f"s3://{self._root}"
         self._bucket, _, self._prefix = self._root.partition("/")
         if not self._bucket:
             raise ValueError(f"{url} names no bucket")

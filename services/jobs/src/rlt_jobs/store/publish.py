@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,14 @@ from uuid import UUID, uuid4
 from sqlalchemy import Row, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.errors import InvalidRequest
+from rlt_client.errors import InvalidRequest, Unavailable
 from rlt_client.schemas.builds import BuildState
 from rlt_client.schemas.common import Problem as ProblemDetails
 from rlt_jobs.builds import lifecycle
 from rlt_jobs.builds.holding import held_build
 from rlt_jobs.builds.models import Build, Scorer
 from rlt_jobs.builds.spec import Spec
-from rlt_jobs.builds.work import Services
+from rlt_jobs.builds.work import Services, Stopped
 from rlt_jobs.leases import hold_build
 from rlt_jobs.store import lineage, repository
 from rlt_jobs.store.files import Damaged, Stored
@@ -35,6 +36,7 @@ __all__ = ["publish"]
 log = logging.getLogger(__name__)
 
 CHUNK = 1_024  # samples in memory at once with their texts, and rows of a row group
+PAUSE = 1.0  # before a store or database that is away is tried again
 RANKED = 16_384  # samples ranked at once: numbers only
 
 
@@ -42,7 +44,20 @@ async def publish(services: Services, build_id: int) -> None:
     """Write the build's version, if it waits for that and nobody else is at it."""
     async with held_build(services, build_id, BuildState.finishing) as token:
         if token is not None:
-            await _Publisher(services, build_id, token).run()
+            await _patiently(services, _Publisher(services, build_id, token))
+
+
+async def _patiently(services: Services, publisher: _Publisher) -> None:
+    """Again while the store or the database is away; each try goes on behind the last committed file."""
+    until = time.monotonic() + services.settings.shard_limit_seconds
+    while True:
+        try:
+            return await publisher.run()
+        except Unavailable as error:
+            if time.monotonic() > until:
+                raise Stopped(f"publishing waited for too long: {error}") from error
+            log.warning("publishing waits: %s", error)
+            await asyncio.sleep(PAUSE)
 
 
 @dataclass(frozen=True, slots=True)
