@@ -12,7 +12,7 @@ import pytest
 
 from rlt_client import AsyncJobsClient, BuildProblem, BuildRequest
 from rlt_client.errors import ProtocolError, Unavailable
-from rlt_client.schemas.builds import BuildState, SampleSort
+from rlt_client.schemas.builds import SampleSort
 
 COUNTS = {
     "problems": 1,
@@ -91,13 +91,6 @@ async def test_samples_are_asked_for_in_the_order_one_wants() -> None:
     async with played.client() as jobs:
         assert [row async for row in jobs.samples(7, sort=SampleSort.by_reward, descending=True, texts=True)] == []
     assert str(played.asked[0].url) == ("http://jobs/builds/7/samples?sort=reward&descending=true&texts=true&limit=100")
-
-
-async def test_watching_ends_with_the_build_and_sees_it_through_an_outage() -> None:
-    played = Played(a_build("importing"), httpx.Response(503), a_build("finishing"), a_build("done"))
-    async with played.client() as jobs:
-        seen = [build.state async for build in jobs.watch(1, every=0.001)]
-    assert seen == [BuildState.importing, BuildState.finishing, BuildState.done]
 
 
 @pytest.mark.parametrize("act", ["pause", "resume", "cancel"])

@@ -7,15 +7,18 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import typer
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from rlt_client.cli import app as app_module
 from rlt_client.cli import choices
 from rlt_client.cli.app import add_plugin, make_app
 from rlt_client.schemas import builds, explain, models, reward
+from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.testing import FakePlatform
 
 RLT = Path(sys.executable).with_name("rlt")
@@ -87,6 +90,21 @@ class _Plugin:
         (("build", "create", "-", "--dataset", "a/b"), 2, "dataset: String should match pattern"),
         (("build", "create", "-", "--dataset", "d", "-k", "2"), 2, "k goes with mode top_k"),
         (("build", "export"), 2, "give a build or --version"),
+        (("build", "rerank"), 2, "give a build or --version"),
+        (("build", "rerank", "1", "--at-least", "reward"), 2, "--at-least reward: want NAME=VALUE"),
+        (("build", "rerank", "1", "--at-most", "beauty=1"), 2, "Input should be 'reward'"),
+        (("build", "rerank", "1", "--weight", "lambda=much"), 2, "could not convert string to float"),
+        (("build", "create", "--dataset", "d"), 2, "give exactly one of FILE, --path and --hub"),
+        (("build", "create", "-", "--hub", "x", "--dataset", "d"), 2, "give exactly one of FILE, --path and --hub"),
+        (
+            ("build", "create", "-", "--split", "x", "--dataset", "d"),
+            2,
+            "--config, --split and --revision go with --hub",
+        ),
+        (("build", "create", "-", "--dataset", "d", "--column", "query=q"), 2, "unknown: query"),
+        (("build", "delete", "1"), 2, "delete build 1: say --yes"),
+        (("build", "priority", "1", "10"), 2, "Input should be less than or equal to 9"),
+        (("data", "delete-upload", "x"), 2, "x is no id of an upload"),
         (("score",), 2, "give a file of JSON lines"),
         (("score", "-q", "q", "-a", "a", "-e", "e", "--map", "log"), 2, "mapping.kind: Input should be 'affine'"),
         (("score", "-q", "q", "-a", "a", "-e", "e", "--map", "exp:1:2:3"), 2, "want KIND, KIND:SCALE or"),
@@ -254,11 +272,20 @@ def test_a_record_of_another_machine_or_of_a_stopped_stack_gets_no_key(url: str,
     assert find_service("jobs", None, None, tmp_path / "s") == Service("jobs", "http://127.0.0.1:8003", None)
 
 
+def _of(schema: type[BaseModel], field: str) -> Any:
+    return schema.model_fields[field].annotation
+
+
 def test_the_words_of_options_are_those_of_the_schemas() -> None:
     assert list(choices.PresetName) == list(reward.Preset)
     assert list(choices.DetailName) == list(reward.Detail)
     assert list(choices.KLName) == list(reward.KLEstimator)
-    assert list(choices.Kind) == list(builds.BuildKind)
+    assert list(choices.Kind) == ["generate", "score"] == list(get_args(_of(builds.BuildRequest, "kind")))
+    assert list(choices.TruncatedName) == list(builds.Truncated)
+    assert list(choices.SourceKind) == list(builds.SourceFormat)
+    assert list(choices.Sort) == list(builds.SampleSort)
+    assert list(choices.Status) == list(GenStatus)
+    assert list(choices.Scoring) == list(ScoreStatus)
     assert list(choices.Select) == list(builds.SelectionMode)
     assert list(choices.As) == list(builds.ExportFormat)
     assert list(choices.Shape) == list(builds.ExportShape)

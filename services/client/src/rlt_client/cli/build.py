@@ -2,106 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlt_client.cli.choices import As, Kind, PresetName, Select, Shape
-from rlt_client.cli.connection import (
-    DEFAULT_STATE,
-    LONG_PATIENCE,
-    PATIENCE,
-    JobsURL,
-    Key,
-    Service,
-    StateDir,
-    call,
-    find_service,
-)
-from rlt_client.cli.errors import FAILED
+from rlt_client.cli.choices import As, Scoring, Shape, Sort, Status
+from rlt_client.cli.connection import DEFAULT_STATE, LONG_PATIENCE, JobsURL, Key, Service, StateDir, find_service
+from rlt_client.cli.create import create
+from rlt_client.cli.derive import rerank, rescore, retry
+from rlt_client.cli.jobs import AsJSON, BuildID, Yes, ask, confirm, print_json
+from rlt_client.cli.jobs import follow as follow_build
+from rlt_client.cli.jobs import show as show_build
 
 if TYPE_CHECKING:
     from rlt_client.jobs import AsyncJobsClient
-    from rlt_client.schemas.builds import Build, BuildRequest
+    from rlt_client.schemas.builds import Build, SampleRow
 
 __all__ = ["register"]
-
-T = TypeVar("T")
-AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
-BuildID = Annotated[int, typer.Argument(metavar="BUILD", help="number of the build")]
 
 
 def register(app: typer.Typer) -> None:
     build = typer.Typer(no_args_is_help=True, help="Data sets of scored explanations: create, follow, export.")
     app.add_typer(build, name="build")
-    for command in (create, list_builds, show, watch, pause, resume, cancel, export):
-        build.command(command.__name__.removesuffix("_builds"))(command)
-
-
-def create(
-    file: Annotated[str, typer.Argument(help="JSON lines with question and answer each; - reads standard input")],
-    dataset: Annotated[str, typer.Option(help="name of the data set; made if it is new")],
-    n: Annotated[int, typer.Option("-n", min=1, help="explanations of each problem")] = 4,
-    kind: Annotated[Kind | None, typer.Option(help="score: the lines carry an explanation each")] = None,
-    preset: Annotated[PresetName | None, typer.Option(help="the reward; rlt if left out")] = None,
-    select: Annotated[Select, typer.Option(help="which samples become rows")] = Select.best,
-    k: Annotated[int | None, typer.Option("-k", min=1, help="rows of each problem, with --select top_k")] = None,
-    min_reward: Annotated[float | None, typer.Option(help="leave out what lies below")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of one explanation at most")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0.7 if left out")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    format: Annotated[str | None, typer.Option(help="prompt format; the servers' default if left out")] = None,
-    policy: Annotated[str | None, typer.Option(help="served policy; the active one if left out")] = None,
-    student: Annotated[str | None, typer.Option(help="served student; the server's default if left out")] = None,
-    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="the same key gives the same build again")] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="stay until it ends")] = False,
-    as_json: AsJSON = False,
-    jobs_url: JobsURL = None,
-    key: Key = None,
-    state: StateDir = DEFAULT_STATE,
-) -> None:
-    """Queue a build over the problems of FILE."""
-    from rlt_client.cli.requests import make
-    from rlt_client.schemas.builds import BuildRequest, Sampling, Selection
-
-    sampling = make(Sampling, max_tokens=max_tokens, temperature=temperature)
-    selection = make(Selection, mode=select, k=k, min_reward=min_reward)
-
-    def request(upload: str) -> BuildRequest:
-        return make(
-            BuildRequest,
-            dataset=dataset,
-            kind=kind,
-            source={"upload": upload},
-            n=n,
-            sampling=sampling,
-            seed=seed,
-            format=format,
-            policy=policy,
-            student=student,
-            spec=preset,
-            selection=selection,
-            priority=priority,
-        )
-
-    request("00000000-0000-0000-0000-000000000000")  # wrong usage is told before anything is sent
-    source = sys.stdin.buffer if file == "-" else Path(file)
-
-    async def submit(jobs: AsyncJobsClient) -> Build:
-        upload = await jobs.upload(source)
-        return await jobs.create_build(request(str(upload.id)), idempotency_key=idempotency_key)
-
-    service = find_service("jobs", jobs_url, key, state)
-    build = _call(service, submit)
-    if follow:
-        _follow(service, build.id, as_json=as_json)
-    else:
-        _show(build, as_json=as_json)
+    build.command("list")(list_builds)
+    commands: tuple[Any, ...] = (create, show, watch, report, samples, pause, resume, cancel, priority)
+    for command in (*commands, retry, rescore, rerank, export, delete):
+        build.command()(command)
 
 
 def list_builds(
@@ -123,7 +52,7 @@ def list_builds(
                 break
         return found
 
-    builds = _call(find_service("jobs", jobs_url, key, state), fetch)
+    builds = ask(find_service("jobs", jobs_url, key, state), fetch)
     if as_json:
         for build in builds:
             typer.echo(build.model_dump_json(by_alias=True))
@@ -136,6 +65,71 @@ def show(
 ) -> None:
     """One build, with its counts."""
     _act("build", build, as_json, find_service("jobs", jobs_url, key, state))
+
+
+def watch(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Follow a build until it ends; with --json a line for each change. Exits 1 if it failed or was cancelled."""
+    follow_build(find_service("jobs", jobs_url, key, state), build, as_json=as_json)
+
+
+def report(
+    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Why samples failed, where they were cut off, how rewards spread."""
+    found = ask(find_service("jobs", jobs_url, key, state), lambda jobs: jobs.report(build))
+    if as_json:
+        print_json(found)
+        return
+    from rlt_client.cli.output import console
+    from rlt_client.cli.reported import report as shown
+
+    console().print(shown(found))
+
+
+def samples(
+    build: BuildID,
+    sort: Annotated[Sort, typer.Option(help="by problem, by reward, or by tokens")] = Sort.by_index,
+    descending: Annotated[bool, typer.Option("--descending", "-r", help="the highest first")] = False,
+    status: Annotated[Status | None, typer.Option(help="only what ended so")] = None,
+    scoring: Annotated[Scoring | None, typer.Option(help="only what was scored so")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="at most this many")] = 5,
+    as_json: AsJSON = False,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
+) -> None:
+    """Some samples with their texts."""
+    from rlt_client.schemas.builds import SampleSort
+    from rlt_client.schemas.common import GenStatus, ScoreStatus
+
+    async def fetch(jobs: AsyncJobsClient) -> list[SampleRow]:
+        rows = jobs.samples(
+            build,
+            sort=SampleSort(sort.value),
+            descending=descending,
+            gen_status=GenStatus(status.value) if status else None,
+            score_status=ScoreStatus(scoring.value) if scoring else None,
+            texts=True,
+            page=min(limit, 100),
+        )
+        found: list[SampleRow] = []
+        async for row in rows:
+            found.append(row)
+            if len(found) == limit:
+                break
+        return found
+
+    found = ask(find_service("jobs", jobs_url, key, state), fetch)
+    if as_json:
+        for row in found:
+            typer.echo(row.model_dump_json(by_alias=True))
+        return
+    from rlt_client.cli.output import console
+    from rlt_client.cli.reported import sample
+
+    console().print(*(map(sample, found) if found else ["no such samples"]), sep="\n")
 
 
 def pause(
@@ -159,11 +153,26 @@ def cancel(
     _act("cancel", build, as_json, find_service("jobs", jobs_url, key, state))
 
 
-def watch(
-    build: BuildID, as_json: AsJSON = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+def priority(
+    build: BuildID,
+    number: Annotated[int, typer.Argument(metavar="PRIORITY", min=0, max=9, help="9 goes first")],
+    as_json: AsJSON = False,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
 ) -> None:
-    """Follow a build until it ends. Exits 1 if it failed or was cancelled."""
-    _follow(find_service("jobs", jobs_url, key, state), build, as_json=as_json)
+    """Let a build go before others, or after them."""
+    service = find_service("jobs", jobs_url, key, state)
+    show_build(ask(service, lambda jobs: jobs.set_priority(build, number)), as_json=as_json)
+
+
+def delete(
+    build: BuildID, yes: Yes = False, jobs_url: JobsURL = None, key: Key = None, state: StateDir = DEFAULT_STATE
+) -> None:
+    """Remove a build that has ended, with its samples. Versions that read from it must go first."""
+    confirm(f"delete build {build}", yes)
+    ask(find_service("jobs", jobs_url, key, state), lambda jobs: jobs.delete_build(build))
+    typer.echo(f"build {build} is deleted")
 
 
 def export(
@@ -194,9 +203,9 @@ def export(
     wanted = Wanted(build, version, to, "hf" if push else (kind or As.jsonl).value, shape.value)
     service = find_service("jobs", jobs_url, key, state)
     if push is None:
-        done = _call(service, lambda jobs: exported(jobs, wanted), patience=LONG_PATIENCE)
+        done = ask(service, lambda jobs: exported(jobs, wanted), patience=LONG_PATIENCE)
     else:
-        fetch = partial(_call, service, patience=LONG_PATIENCE)
+        fetch = partial(ask, service, patience=LONG_PATIENCE)
         done = pushed(fetch, wanted, push, private=private, revision=revision)
     typer.echo(done.json() if as_json else str(done))
 
@@ -206,32 +215,4 @@ def _act(method: str, build: int, as_json: bool, service: Service) -> None:
         answer: Awaitable[Build] = getattr(jobs, method)(build)
         return answer
 
-    _show(_call(service, do), as_json=as_json)
-
-
-def _show(build: Build, *, as_json: bool) -> None:
-    from rlt_client.cli.builds import card
-    from rlt_client.cli.output import console
-
-    if as_json:
-        typer.echo(build.model_dump_json(indent=2, by_alias=True))
-    else:
-        console().print(card(build))
-
-
-def _follow(service: Service, build: int, *, as_json: bool) -> None:
-    from rlt_client.cli.progress import follow
-
-    async def go(jobs: AsyncJobsClient) -> Build:
-        return await follow(jobs, build, quiet=as_json)
-
-    ended = _call(service, go, patience=LONG_PATIENCE)
-    _show(ended, as_json=as_json)
-    if ended.state != "done":
-        raise typer.Exit(FAILED)
-
-
-def _call(service: Service, work: Callable[[AsyncJobsClient], Awaitable[T]], *, patience: float = PATIENCE) -> T:
-    from rlt_client.jobs import AsyncJobsClient
-
-    return call(AsyncJobsClient, service, work, patience=patience)
+    show_build(ask(service, do), as_json=as_json)

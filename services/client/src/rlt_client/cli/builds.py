@@ -8,10 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlt_client.schemas.builds import Build, BuildState
+from rlt_client.cli.output import safe
+from rlt_client.schemas.builds import Build, BuildState, Version
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 
-__all__ = ["card", "table"]
+__all__ = ["card", "table", "version_card"]
 
 COLOURS = {
     BuildState.done: "green",
@@ -48,7 +49,14 @@ def card(build: Build) -> RenderableType:
     rows.add_row("generated", _breakdown(counts.gen, GenStatus.complete))
     rows.add_row("scored", _breakdown(counts.score, ScoreStatus.scored))
     rows.add_row("tokens", f"{counts.prompt_tokens:,} read, {counts.completion_tokens:,} written" + _speed(build))
-    lines: list[RenderableType] = [Text(f"build {build.id}", style="bold"), rows]
+    title = f"build {build.id}" + (f" · {build.kind}" if build.kind not in ("generate", "score") else "")
+    title += f" of build {build.of_build}" if build.of_build is not None else ""
+    lines: list[RenderableType] = [Text(title, style="bold"), rows]
+    if build.stalled_since is not None:
+        since = f"{build.stalled_since:%Y-%m-%d %H:%M:%S}"
+        lines.append(Text(f"STALLED since {since}: {safe(build.note or 'unknown')}", style="bold white on red"))
+    elif build.note:
+        lines.append(Text(safe(build.note), style="yellow"))
     if build.error is not None:
         lines.append(Text(f"{build.error.type}: {build.error.detail or build.error.title}", style="red"))
     return Group(*lines)
@@ -59,8 +67,9 @@ def _state(build: Build) -> Text:
 
 
 def _refused(build: Build) -> str:
-    bad = build.counts.bad_rows
-    return f"; {bad:,} rows of the source were refused" if bad else ""
+    bad, twice = build.counts.bad_rows, build.counts.duplicates
+    text = f"; {bad:,} rows of the source were refused" if bad else ""
+    return text + (f"; {twice:,} were there before" if twice else "")
 
 
 def _speed(build: Build) -> str:
@@ -73,3 +82,19 @@ def _breakdown(counts: dict[GenStatus, int] | dict[ScoreStatus, int], good: GenS
         if count:
             text.append(f"{', ' if text else ''}{count:,} {status}", style="" if status == good else "yellow")
     return text or Text("none yet")
+
+
+def version_card(version: Version) -> RenderableType:
+    """What a version holds, how it was chosen, and where it comes from."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim")
+    rows.add_row("data set", f"{version.dataset}, number {version.number}")
+    rows.add_row("rows", f"{version.rows:,}")
+    rows.add_row("made by", f"build {version.build}" + (f", from version {version.parent}" if version.parent else ""))
+    rows.add_row("selection", version.selection.model_dump_json(exclude_defaults=True, exclude_none=True))
+    if version.scorer is not None:
+        rows.add_row("scored by", f"{version.scorer.student} ({version.scorer.student_revision})")
+    rows.add_row("of samples", ", ".join(f"{count:,} {name}" for name, count in version.counts.items() if count))
+    size = version.manifest.bytes + sum(file.bytes for file in version.files)
+    rows.add_row("files", f"{len(version.files) + 1}, {size:,} bytes")
+    return Group(Text(f"version {version.id}", style="bold"), rows)

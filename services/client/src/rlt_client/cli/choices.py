@@ -13,8 +13,13 @@ __all__ = [
     "Kind",
     "PresetName",
     "RoleName",
+    "Scoring",
     "Select",
     "Shape",
+    "Sort",
+    "SourceKind",
+    "Status",
+    "TruncatedName",
 ]
 
 
@@ -49,6 +54,39 @@ class IncompleteName(StrEnum):
     keep = "keep"
     drop = "drop"
     retry = "retry"
+
+
+class TruncatedName(StrEnum):
+    keep = "keep"
+    drop = "drop"
+    retry = "retry"
+
+
+class SourceKind(StrEnum):
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+
+
+class Status(StrEnum):
+    complete = "complete"
+    truncated = "truncated"
+    malformed = "malformed"
+    context_overflow = "context_overflow"
+    engine_error = "engine_error"
+    cancelled = "cancelled"
+
+
+class Scoring(StrEnum):
+    scored = "scored"
+    score_error = "score_error"
+    skipped = "skipped"
+
+
+class Sort(StrEnum):
+    by_index = "index"
+    by_reward = "reward"
+    by_length = "length"
 
 
 class Kind(StrEnum):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["make", "parse_mapping"]
+__all__ = ["make", "parse_bounds", "parse_mapping", "parse_pairs"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,6 +28,25 @@ def parse_mapping(text: str | None) -> dict[str, str] | None:
     if len(values) > len(names):
         raise typer.BadParameter(f"--map {text}: want KIND, KIND:SCALE or KIND:SCALE:OFFSET")
     return dict(zip(names, values, strict=False))
+
+
+def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, str]:
+    """`["question=prompt"]` as a dictionary. Raises `typer.BadParameter`."""
+    found = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise typer.BadParameter(f"{option} {pair}: want NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def parse_bounds(option: str, pairs: list[str] | None) -> dict[str, float]:
+    """`["reward=-1.5"]` as numbers. Raises `typer.BadParameter`."""
+    try:
+        return {name: float(value) for name, value in parse_pairs(option, pairs).items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 def _line(error: Any) -> str:
