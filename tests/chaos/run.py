@@ -80,7 +80,9 @@ class _Chaos:
         self._builds: dict[str, int] = {}
 
     def run(self) -> None:
-        submitting = threading.Thread(target=self._submit, daemon=True)
+        self._submit_main()
+        self._began = time.monotonic()
+        submitting = threading.Thread(target=self._submit_more, daemon=True)
         submitting.start()
         try:
             self._strike_all()
@@ -93,22 +95,24 @@ class _Chaos:
             self._report.wrong += [line for one in self._expected() for line in wrong(self._world, one)]
         self._report.lives = sum(part.lives for part in self._world.parts.values())
 
-    def _submit(self) -> None:
-        try:
-            self._ask_for_builds()
-        except Exception as error:  # the thread's own end would be seen by nobody
-            self._report.wrong.append(f"the builds could not be submitted: {error!r}")
+    def _submit_main(self) -> None:
+        size = self._size
+        upload = self._visitor.insist("POST", "/uploads", content=_rows(size.problems).encode())["id"]
+        self._build("main", {"source": {"upload": upload}, "n": size.n, "seed": self._seed})
 
-    def _ask_for_builds(self) -> None:
-        """What a user does while the house burns: send a file, ask for builds, ask again where no answer came."""
-        size, client = self._size, self._visitor
-        upload = client.insist("POST", "/uploads", content=_rows(size.problems).encode())["id"]
-        main = {"dataset": "main", "source": {"upload": upload}, "n": size.n, "seed": self._seed}
-        self._follow("main", client.insist("POST", "/builds", json=main, headers={"idempotency-key": "main"})["id"])
-        given = [_given(index) for index in range(size.given)]
-        judged = {"dataset": "judged", "kind": "score", "problems": given, "n": 1}
+    def _submit_more(self) -> None:
+        """What a user does while the house burns: send a file, ask for a build, ask again where no answer came."""
+        given = "\n".join(json.dumps(_given(index)) for index in range(self._size.given))
+        try:
+            upload = self._visitor.insist("POST", "/uploads", content=given.encode())["id"]
+            self._build("judged", {"kind": "score", "source": {"upload": upload}, "n": 1})
+        except Exception as error:  # the thread's own end would be seen by nobody
+            self._report.wrong.append(f"the second build could not be submitted: {error!r}")
+
+    def _build(self, name: str, request: dict[str, Any]) -> None:
+        headers = {"idempotency-key": name}
         self._follow(
-            "judged", client.insist("POST", "/builds", json=judged, headers={"idempotency-key": "given"})["id"]
+            name, self._visitor.insist("POST", "/builds", json={"dataset": name, **request}, headers=headers)["id"]
         )
 
     def _follow(self, name: str, build: int) -> None:

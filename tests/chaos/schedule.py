@@ -99,7 +99,7 @@ SHORT = Size(
 
 @dataclass(frozen=True, order=True)
 class Act:
-    """One strike, `at` seconds after the first build was submitted."""
+    """One strike, `at` seconds after the first build was taken."""
 
     at: float
     kind: Kind
