@@ -22,6 +22,7 @@ from rlt_jobs.store.check import check
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.models import ExportFile, File, Upload, Version
 from rlt_jobs.store.publish import publish
+from rlt_jobs.store.traces import open_writer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -185,7 +186,8 @@ async def test_a_manifest_that_names_another_row_is_found(services: Services, do
             rows.schema.get_field_index("row"), rows.schema.field("row"), pa.array([0] * 3, pa.int32())
         )
         with services.store.create(f"datasets/{uuid.uuid4().hex}.parquet") as pending:
-            pq.write_table(changed, pending.writer)
+            with open_writer(pending.writer, changed.schema) as writer:
+                writer.write_table(changed)
         kept = (version.manifest_uri, version.manifest_bytes, version.manifest_sha256)
         stored = pending.stored
         version.manifest_uri, version.manifest_bytes, version.manifest_sha256 = stored.uri, stored.bytes, stored.sha256

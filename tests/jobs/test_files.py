@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlt_jobs.store import bucket
 from rlt_jobs.store.files import Damaged, Store, StoreFull, StoreUnavailable
 from rlt_jobs.store.traces import open_writer
 
@@ -20,7 +19,7 @@ PART = 5 * 2**20  # the least that S3 takes
 
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(bucket, "PART", PART)
+    monkeypatch.setattr("rlt_jobs.store.bucket.PART", PART)
     if request.param == "folder":
         return Store(tmp_path / "store")
     bucket: Store = request.getfixturevalue("bucket_store")
