@@ -64,6 +64,8 @@ def add(url: str, sizes: list[int], *, state: str = "done") -> list[int]:
     engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     indexes = [index for table in (Sample, Score) for index in table.__table__.indexes]  # type: ignore[attr-defined]
     with engine.connect() as connection:
+        for statement in ("ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()"):  # `analyze` says when
+            connection.execute(text(statement))
         for index in indexes:
             index.drop(connection)
         builds = [_add(connection, problems, state) for problems in sizes]
