@@ -185,9 +185,9 @@ async def test_a_manifest_that_names_another_row_is_found(services: Services, do
         changed = rows.set_column(
             rows.schema.get_field_index("row"), rows.schema.field("row"), pa.array([0] * 3, pa.int32())
         )
-        with services.store.create(f"datasets/{uuid.uuid4().hex}.parquet") as pending:
-            with open_writer(pending.writer, changed.schema) as writer:
-                writer.write_table(changed)
+        uri = f"datasets/{uuid.uuid4().hex}.parquet"
+        with services.store.create(uri) as pending, open_writer(pending.writer, changed.schema) as writer:
+            writer.write_table(changed)
         kept = (version.manifest_uri, version.manifest_bytes, version.manifest_sha256)
         stored = pending.stored
         version.manifest_uri, version.manifest_bytes, version.manifest_sha256 = stored.uri, stored.bytes, stored.sha256
