@@ -12,12 +12,13 @@ from sqlalchemy import func, select
 from rlt_client.errors import APIError, Forbidden, Overloaded, Unauthorized, Unavailable
 from rlt_client.schemas.builds import BuildState, ShardState
 from rlt_client.schemas.explain import ExplainRequest
-from rlt_jobs.builds import servers
+from rlt_jobs.builds import running, servers
 from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.database import Database
 from rlt_jobs.outbox import Outbox
 from rlt_jobs.ringing import SHARD, ring_stalled
+from rlt_jobs.store.files import StoreUnavailable
 from rlt_jobs.store.publish import publish
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -215,3 +216,30 @@ def _count(asked: list[int], path: str) -> APIError | None:
         return None
     asked[0] += 1
     return Unauthorized("no")
+
+
+async def test_a_store_that_is_away_stalls_a_build_until_it_is_back(
+    services: Services, make_build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_id = await make_build(problems=2, n=1)
+    seal, away = running.seal, [True]
+
+    async def sealed(*args: Any) -> None:
+        if away[0]:
+            raise StoreUnavailable("no space left on device")
+        await seal(*args)
+
+    monkeypatch.setattr(running, "seal", sealed)
+    monkeypatch.setattr(running, "DATABASE_PAUSE", 0.05)
+    working = asyncio.create_task(work_shard(services, 0))
+    async with asyncio.timeout(10):
+        while (await build_of(services.database, build_id)).stalled is None:  # noqa: ASYNC110 a commit elsewhere
+            await asyncio.sleep(0.05)
+    away[0] = False
+    await asyncio.wait_for(working, 10)
+    build = await build_of(services.database, build_id)
+    assert (build.state, build.stalled) == (BuildState.finishing, None)
+    assert (await events(services.database, build_id), await barren(services.database, build_id)) == (
+        ["stalled", "went_on"],
+        0,
+    )

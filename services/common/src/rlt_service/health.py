@@ -69,6 +69,8 @@ def router(name: str, version: str, ready: Ready, metrics: Metrics) -> APIRouter
 
     @routes.get("/metrics", response_class=Response)
     async def metrics_text() -> Response:
+        if metrics.refresh is not None:
+            await metrics.refresh()
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.get("/version")

@@ -73,6 +73,10 @@ def _worker(args: list[str]) -> int:
     from rlt_service.settings import load
 
     settings = load(Settings, args, prog="rlt-jobs worker")
+    if settings.metrics_port is not None:
+        from rlt_jobs import shared_metrics
+
+        shared_metrics.share()
     from rlt_jobs import worker
 
     worker.run(settings)

@@ -20,6 +20,7 @@ from rlt_jobs.builds.service import BuildService
 from rlt_jobs.builds.streaming import Streams
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
+from rlt_jobs.metrics import Backlog
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import delete_endpoints, downloads
 from rlt_jobs.store import endpoints as store_endpoints
@@ -30,6 +31,7 @@ from rlt_jobs.store.service import StoreService
 from rlt_service.app import create_app
 from rlt_service.health import Check
 from rlt_service.keys import ChainedKeys, KeyStore, StaticKeys
+from rlt_service.metrics import Metrics
 
 __all__ = ["build"]
 
@@ -52,6 +54,8 @@ def build(settings: Settings) -> FastAPI:
         return {"database": await _database_check(database), "store": await _store_check(store)}
 
     builds = BuildService(settings, database, store)
+    metrics = Metrics()
+    metrics.refresh = Backlog(metrics, database).refresh
     return create_app(
         title="rlt-jobs",
         version=version("rlt-jobs"),
@@ -68,6 +72,7 @@ def build(settings: Settings) -> FastAPI:
         ],
         lifespan=lifespan,
         ready=ready,
+        metrics=metrics,
         keystore=_keystore(settings, database),
         description="Builds of data sets: problems in, the best explanations of each out.",
     )

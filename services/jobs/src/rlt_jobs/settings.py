@@ -87,8 +87,12 @@ class Settings(ServerSettings):
     )
     quota_upload_bytes: int | None = Field(2**40, ge=1, description="bytes of uploads an owner may keep: a terabyte")
 
-    concurrency: int = Field(4, ge=1, description="worker processes of `rlt-jobs worker`; each runs one shard")
-    max_in_flight: int = Field(64, ge=1, description="requests under way a shard at most")
+    concurrency: int = Field(
+        4,
+        ge=1,
+        description="worker processes of `rlt-jobs worker`; each runs a shard, and begins the next under its tail",
+    )
+    max_in_flight: int = Field(64, ge=1, description="requests under way a worker process at most")
     start_in_flight: int = Field(
         64, ge=1, description="requests under way at the start; a server that is asked too much refuses, and it halves"
     )
@@ -107,6 +111,13 @@ class Settings(ServerSettings):
     export_days: float = Field(30.0, ge=0, description="an export nobody asked for in so long is removed")
     unused_upload_days: float = Field(90.0, ge=0, description="an upload that no build used in so long is deleted")
     sweep_seconds: float = Field(3_600.0, gt=0, description="how often the relay looks for what may be removed")
+
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="where a worker gives out the metrics of all its processes; nowhere if unset",
+    )
 
     relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")
     reap_seconds: float = Field(10.0, gt=0, description="pause between looks for lost leases")

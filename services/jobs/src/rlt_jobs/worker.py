@@ -16,11 +16,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_jobs import outbox
 from rlt_jobs.builds.importer import run_import
-from rlt_jobs.builds.work import Services, work_shard
+from rlt_jobs.builds.services import Services
+from rlt_jobs.builds.work import work_shard
 from rlt_jobs.celery_app import CANARY, make_celery
 from rlt_jobs.database import Database
-from rlt_jobs.leases import IMPORT, PUBLISH, SHARD
+from rlt_jobs.metrics import forget_dead_processes, serve_worker
 from rlt_jobs.outbox import Queue
+from rlt_jobs.ringing import IMPORT, PUBLISH, SHARD
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.publish import publish
@@ -31,7 +33,7 @@ __all__ = ["make_worker", "run"]
 log = logging.getLogger(__name__)
 
 HEARTBEAT_FILE_SECONDS = 10.0
-POOL = 4  # connections a process: heartbeat, flush and seal of its one shard, and one to spare
+POOL = 6  # connections a process: control, claims, and flushes and seals of a few shards at once
 
 
 class Runtime:
@@ -135,6 +137,9 @@ def run(settings: Settings) -> None:
         logs.configure(settings.log_level, settings.log_format)
 
     signals.setup_logging.connect(configure, weak=False)
+    if settings.metrics_port is not None:
+        serve_worker(settings.metrics_port)
+        signals.worker_process_init.connect(lambda **_: forget_dead_processes(), weak=False)
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     queues = ",".join(queue.value for queue in Queue)
     make_worker(settings).worker_main(["worker", "--queues", queues, "--loglevel", settings.log_level, *quiet])

@@ -46,6 +46,8 @@ class Control:
         """Look for ever."""
         while True:
             await asyncio.sleep(self._settings.control_seconds)
+            for server in self._services.servers.all:
+                self._services.metrics.in_flight.labels(server.name).set(server.flow.busy)
             if self._services.draining():
                 self._stop_all(Stopped("the worker is shutting down"))
             if time.monotonic() > self._until:
@@ -87,8 +89,11 @@ class Control:
                 run.stalled = run.stalled or row.stalled_at is not None
 
     def _starved(self, runs: Iterable[Run]) -> Iterator[tuple[int, str]]:
-        """Builds that made nothing for long since their requests are refused for now, each time."""
+        """Builds whose samples cannot be written, or whose requests have been refused for long, each time."""
         for run in runs:
+            if run.hindered is not None and not run.stalled:
+                yield run.lease.build_id, run.hindered
+                continue
             quiet = time.monotonic() - run.moved_at
             full = [server.name for server in self._services.servers.all if server.flow.refused_within(quiet)]
             if quiet > self._settings.stall_seconds and full and not run.stalled:

@@ -9,6 +9,7 @@ from rlt_client.errors import Conflict
 from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_client.schemas.common import Problem
 from rlt_jobs.builds.models import Build, Event, Shard
+from rlt_jobs.builds.stalls import went_on
 from rlt_jobs.leases import ring_build, ring_shards
 
 __all__ = ["cancel", "fail", "pause", "prioritise", "resume", "settle", "settle_all"]
@@ -28,7 +29,7 @@ async def settle(session: AsyncSession, build_id: int) -> BuildState | None:
     build = await session.scalar(running)
     if build is None or await _any_shard(session, build_id, *OPEN):
         return None
-    _forget_stall(build)
+    await went_on(session, build_id)
     if await _any_shard(session, build_id, ShardState.dead):
         _fail(build, await _death(session, build_id))
     else:

@@ -52,6 +52,8 @@ class Run:
         """Whether the build was found to be unable to go on, and nothing was made since."""
         self.moved_at = time.monotonic()
         """When a sample was last finished."""
+        self.hindered: str | None = None
+        """What cannot be written now, and why."""
         self._services = services
         self._settings = services.settings
         self._database = services.database
@@ -94,7 +96,8 @@ class Run:
                 await unbroken(self._flush())
             raise
         await self._insist(self._end)
-        await self._insist(lambda: seal(self._database, self._services.store, self.lease))
+        with self._services.metrics.seal_seconds.time():
+            await self._insist(lambda: seal(self._database, self._services.store, self.lease))
 
     async def _ready(self, spec: Spec) -> None:
         """Before anything is asked: a lease that finds a server down has changed nothing."""
@@ -165,12 +168,15 @@ class Run:
             return
         seconds = time.monotonic() - self._flushed_at
         goes_on = self.stalled and not any(s.down for s in self._services.servers.all)
-        async with self._database.begin() as session:
-            scorer = await self._pinned(session, batch)
-            outcomes: list[Outcome] = [made.outcome for made in batch]
-            await self._task.write(session, outcomes, scorer_id=scorer[1] if scorer else None, seconds=seconds)
-            if goes_on:
-                await stalls.went_on(session, self.lease.build_id)
+        metrics = self._services.metrics
+        with metrics.flush_seconds.time():
+            async with self._database.begin() as session:
+                scorer = await self._pinned(session, batch)
+                outcomes: list[Outcome] = [made.outcome for made in batch]
+                await self._task.write(session, outcomes, scorer_id=scorer[1] if scorer else None, seconds=seconds)
+                if goes_on:
+                    await stalls.went_on(session, self.lease.build_id)
+        metrics.flush_rows.inc(len(batch))
         self._scorer = scorer  # only once it is committed
         self.stalled = self.stalled and not goes_on
         del self._finished[: len(batch)]
@@ -186,13 +192,17 @@ class Run:
         return scorer
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Again while the database is away; the lease's renewal decides when that has lasted too long."""
+        """Again while database or store are away; the lease's renewal decides when that has lasted too long."""
         while True:
             try:
-                return await unbroken(call())
+                result = await unbroken(call())
             except Unavailable as error:
-                log.warning("waiting for the database: %s", error)
+                log.warning("waiting: %s", error)
+                self.hindered = str(error)
                 await asyncio.sleep(DATABASE_PAUSE)
+            else:
+                self.hindered = None
+                return result
 
 
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -11,8 +11,10 @@ from rlt_client.errors import RLTError
 from rlt_jobs.builds.flow import Flow
 from rlt_jobs.builds.servers import Server, Servers
 from rlt_jobs.database import Database
+from rlt_jobs.metrics import WorkerMetrics
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
+from rlt_service.metrics import Metrics
 
 __all__ = ["Services", "Stopped", "unwrapped"]
 
@@ -28,6 +30,7 @@ class Services:
     reward: AsyncRewardClient
     worker: str
     draining: Callable[[], bool] = field(default=lambda: False)
+    metrics: WorkerMetrics = field(default_factory=lambda: WorkerMetrics(Metrics()))
     servers: Servers = field(init=False)
 
     def __post_init__(self) -> None:

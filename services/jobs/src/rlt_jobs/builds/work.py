@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.errors import RLTError
-from rlt_client.schemas.builds import BuildState
+from rlt_client.errors import RLTError, Unavailable
+from rlt_client.schemas.builds import BuildKind, BuildState
 from rlt_jobs.builds import lifecycle, stalls
 from rlt_jobs.builds.control import Control
 from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.running import NotReady, Run
 from rlt_jobs.builds.sampler import Misconfigured, Unhealthy
 from rlt_jobs.builds.services import Services, Stopped, unwrapped
+from rlt_jobs.database import unbroken
 from rlt_jobs.leases import Claimed, LeaseLost, claim_shard, give_back
 from rlt_jobs.ringing import ring_next
 
@@ -90,12 +92,21 @@ class _Shift:
             await server.flow.idle()
 
     async def _claim(self, hint: int | None) -> Claimed | None:
-        services = self._services
-        if services.draining() or time.monotonic() > self._until:
+        if self._services.draining() or time.monotonic() > self._until:
             return None
-        kinds = await services.servers.kinds()
+        kinds = await self._services.servers.kinds()
         if not kinds:
             return None
+        try:
+            return await unbroken(self._take(hint, kinds))
+        except Unavailable as error:
+            log.warning("no shard is taken: %s", error)
+        except Exception:  # the shards that are being worked on are not to end of it
+            log.exception("no shard is taken")
+        return None
+
+    async def _take(self, hint: int | None, kinds: Collection[BuildKind]) -> Claimed | None:
+        services = self._services
         async with services.database.begin() as session:
             if hint is None and await _others_wait(session):
                 return None
@@ -117,8 +128,10 @@ class _Shift:
             with self.control.over(run):
                 await run.run()
             log.info("shard done", extra=extra)
+            self._services.metrics.leases.labels("done").inc()
         except LeaseLost as error:
             log.warning("lease lost: %s", error, extra=extra)
+            self._services.metrics.leases.labels("lost").inc()
         except Exception as error:
             await self._ended_early(run.lease, error)
 
@@ -133,8 +146,11 @@ class _Shift:
             log.warning("shard given back: %s", error, extra=extra)
         else:
             log.error("shard given back", exc_info=error, extra=extra)
-        async with self._services.database.begin() as session:
-            await self._give_back(session, lease, error, blameless=blameless)
+        self._services.metrics.leases.labels("given back" if blameless else "failed").inc()
+        try:
+            await unbroken(self._give_back(lease, error, blameless=blameless))
+        except Exception:  # the lease runs out by itself, and the other shards go on
+            log.exception("shard not given back", extra=extra)
 
     async def _well_again(self) -> bool:
         """Whether a server that broke in the middle says at once that it is well: it broke of what it was asked."""
@@ -146,16 +162,17 @@ class _Shift:
             return False
         return True
 
-    async def _give_back(self, session: AsyncSession, lease: Claimed, error: Exception, *, blameless: bool) -> None:
-        if isinstance(error, Misconfigured):
-            await lifecycle.fail(session, lease.build_id, error.problem)
+    async def _give_back(self, lease: Claimed, error: Exception, *, blameless: bool) -> None:
         reason = f"{type(error).__name__}: {error}"
         most = self._services.settings.max_barren
-        await give_back(session, lease, blameless=blameless, max_barren=most, error=reason)
-        if hindered := self._services.servers.hindered():
-            await stalls.stall_all(session, *hindered)
-        elif isinstance(error, Stopped):
-            await ring_next(session, lease.build_id)
+        async with self._services.database.begin() as session:
+            if isinstance(error, Misconfigured):
+                await lifecycle.fail(session, lease.build_id, error.problem)
+            await give_back(session, lease, blameless=blameless, max_barren=most, error=reason)
+            if hindered := self._services.servers.hindered():
+                await stalls.stall_all(session, *hindered)
+            elif isinstance(error, Stopped):
+                await ring_next(session, lease.build_id)
 
 
 async def _others_wait(session: AsyncSession) -> bool:
