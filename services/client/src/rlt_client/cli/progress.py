@@ -57,7 +57,7 @@ def _display(as_json: bool) -> Iterator[Show]:
 
 
 class _Bar:
-    """Two lines, three while nothing goes on."""
+    """How far it is, how samples ended, and how fast it goes, or why it does not."""
 
     def __init__(self) -> None:
         self._build: Build | None = None
@@ -75,10 +75,14 @@ class _Bar:
         name, done = f"build {build.id} {build.state}", _done(build)
         head.add_row(self._spinner, name, _segments(build, options.max_width - len(name) - len(done) - 5), done)
         yield head
-        yield Text("  ") + _states(build) + Text(_pace(build), style="dim")
+        if states := _states(build):
+            yield Text("  ") + states
         if stalled := _stalled(build):
             yield Text(f"  {stalled}", style="bold white on red")
-        elif build.note:
+            return
+        if pace := _pace(build):
+            yield Text(f"  {pace}", style="dim")
+        if build.note:
             yield Text(f"  {safe(build.note)}", style="yellow")
 
 
@@ -96,9 +100,10 @@ def _segments(build: Build, width: int) -> Text:
 
 def _done(build: Build) -> str:
     counts = build.counts
+    if not counts.samples:
+        return f"{counts.problems:,} problems"
     ended = counts.samples - counts.missing
-    share = f" {ended / counts.samples:.0%}" if counts.samples else ""
-    return f"{ended:,}/{counts.samples:,}{share}"
+    return f"{ended:,}/{counts.samples:,} {ended / counts.samples:.0%}"
 
 
 def _states(build: Build) -> Text:
@@ -111,7 +116,7 @@ def _states(build: Build) -> Text:
 
 
 def _pace(build: Build) -> str:
-    parts = [""]
+    parts = []
     if build.tokens_per_second:
         parts.append(f"{build.tokens_per_second:,.0f} tokens/s")
     if build.eta_seconds:
@@ -146,7 +151,6 @@ class _Lines:
         if now == self._last and not due and build.state not in ENDED:
             return
         self._last, self._at = now, time.monotonic()
-        line = f"build {build.id} {build.state}: {_done(build)} samples · {_states(build).plain}{_pace(build)}"
-        if stalled := _stalled(build):
-            line += f" · {stalled}"
+        parts = [_done(build), _states(build).plain, _stalled(build) or _pace(build)]
+        line = f"build {build.id} {build.state}: {' · '.join(filter(None, parts))}"
         console().print(Text(line), soft_wrap=True)
