@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer import Typer
 from typer.testing import CliRunner, Result
 
 from rlt_client.cli import progress
@@ -141,15 +142,20 @@ def jobs() -> Jobs:
     return Jobs()
 
 
+@pytest.fixture(scope="module")
+def app() -> Typer:
+    return make_app()
+
+
 @pytest.fixture
-def rlt(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def rlt(app: Typer, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.chdir(tmp_path)
     with served(jobs) as url:
 
         def run(*arguments: str, stdin: str | None = None) -> Result:
             console.cache_clear()
             env = {"RLT_JOBS_URL": url, "COLUMNS": "140"}
-            return CliRunner().invoke(make_app(), arguments, env=env, input=stdin, catch_exceptions=False)
+            return CliRunner().invoke(app, arguments, env=env, input=stdin, catch_exceptions=False)
 
         yield run
     console.cache_clear()
