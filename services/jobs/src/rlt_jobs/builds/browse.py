@@ -80,7 +80,8 @@ async def notes(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, st
 AS_INDEXED = text("""
 SELECT set_config(name, value, true) FROM (VALUES
     ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
-    ('enable_sort', 'off'), ('enable_incremental_sort', 'off'), ('plan_cache_mode', 'force_custom_plan'), ('jit', 'off')
+    ('enable_sort', 'off'), ('enable_incremental_sort', 'off'), ('enable_material', 'off'), ('jit', 'off'),
+    ('plan_cache_mode', 'force_custom_plan')
 ) AS planner (name, value)""")
 
 

@@ -171,12 +171,22 @@ class Shard(Base):
     samples_per_s: Mapped[float] = mapped_column(REAL, server_default="0")
 
 
+# The conditions of the indexes of length and reward hold for all rows that pages are made of, and only pages state
+# them: in tables without statistics an index that has all columns of a primary key is as good to the planner.
 class Sample(Base):
     """One outcome. `file_id` and `row` say where its texts are sealed; null while they are spooled, or none exist."""
 
     __tablename__ = "samples"
     __table_args__ = (
-        Index("ix_samples_length", "build_id", "gen_status", "completion_tokens", "problem", "sample_idx"),
+        Index(
+            "ix_samples_length",
+            "build_id",
+            "gen_status",
+            "completion_tokens",
+            "problem",
+            "sample_idx",
+            postgresql_where=text("completion_tokens >= 0"),
+        ),
         Index("ix_samples_status", "build_id", "gen_status", "problem", "sample_idx"),
         {"postgresql_partition_by": "HASH (build_id)"},
     )
@@ -224,7 +234,16 @@ class Score(Base):
 
     __tablename__ = "scores"
     __table_args__ = (
-        Index("ix_scores_reward", "build_id", "scorer_id", "gen_status", "reward", "problem", "sample_idx"),
+        Index(
+            "ix_scores_reward",
+            "build_id",
+            "scorer_id",
+            "gen_status",
+            "reward",
+            "problem",
+            "sample_idx",
+            postgresql_where=text("gen_status IS NOT NULL AND reward IS NOT NULL"),
+        ),
         Index(
             "ix_scores_errors",
             "build_id",

@@ -9,7 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, false, func, literal, select, tuple_, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Subquery,
+    and_,
+    false,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    union_all,
+)
 
 from rlt_client.schemas.builds import SampleSort
 from rlt_client.schemas.common import GenStatus, ScoreStatus
@@ -76,6 +88,7 @@ def _by_reward(build: Build, page: Page, state: GenStatus) -> Select[*tuple[Any,
 def _by_length(build: Build, page: Page, state: GenStatus) -> Select[*tuple[Any, ...]]:
     key = (Sample.completion_tokens, Sample.problem, Sample.sample_idx)
     query = _filtered(select(*key), build, page.wanted.score_status).where(Sample.gen_status == state)
+    query = query.where(Sample.completion_tokens >= literal_column("0"))  # in the words of the index's condition
     return page.cut(query, *key)
 
 

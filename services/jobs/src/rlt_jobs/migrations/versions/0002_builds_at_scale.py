@@ -70,11 +70,17 @@ def upgrade() -> None:
     op.execute(_KNOWN)
     op.drop_index("ix_samples_length", table_name="samples")
     op.create_index(
-        "ix_samples_length", "samples", ["build_id", "gen_status", "completion_tokens", "problem", "sample_idx"]
+        "ix_samples_length",
+        "samples",
+        ["build_id", "gen_status", "completion_tokens", "problem", "sample_idx"],
+        postgresql_where=sa.text("completion_tokens >= 0"),
     )
     op.drop_index("ix_scores_reward", table_name="scores")
     op.create_index(
-        "ix_scores_reward", "scores", ["build_id", "scorer_id", "gen_status", "reward", "problem", "sample_idx"]
+        "ix_scores_reward",
+        "scores",
+        ["build_id", "scorer_id", "gen_status", "reward", "problem", "sample_idx"],
+        postgresql_where=sa.text("gen_status IS NOT NULL AND reward IS NOT NULL"),
     )
     op.create_index(
         "ix_scores_errors",
