@@ -71,6 +71,7 @@ class Costs:
     spooled: float
     sealed: float
     published: float
+    logged: float
 
     @classmethod
     def read(cls, records: Path) -> Costs:
@@ -90,6 +91,7 @@ class Costs:
             spooled=found["bytes", "trace in the spool"]["bytes"],
             sealed=found["bytes", "trace in a sealed file"]["bytes"],
             published=found["bytes", "trace in a version's file"]["bytes"],
+            logged=found["bytes", "log (WAL) of a sample"]["bytes"],
         )
 
 
@@ -164,6 +166,7 @@ def _sizes(assumed: Assumed, costs: Costs) -> str:
         ("`scores`, one student", costs.row["scores"], samples),
         ("`shards`", costs.row["shards"], samples / SHARD),
         ("`spool`, all that is not sealed, at most", costs.spooled * longer, GPUS[-1] * SHARD),
+        ("log of Postgres (WAL), written in all", costs.logged, samples),
         ("sealed files (swept after publishing)", costs.sealed * longer, samples),
         ("files of a version", costs.published * longer, samples),
     ]

@@ -52,15 +52,16 @@ WORKED: Final = 128  # problems of the build that a whole worker makes
 CLAIMS: Final = 100
 CALLS: Final = 300
 MESSAGES: Final = 2_000
-TABLES: Final = ("problems", "samples", "scores", "spool", "shards")
 _SIZE: Final = text("""
 SELECT sum(pg_table_size(part)), sum(pg_indexes_size(part))
-FROM (SELECT relid AS part FROM pg_partition_tree(:name) UNION SELECT CAST(:name AS regclass)) parts""")
+FROM (SELECT relid AS part FROM pg_partition_tree(:name) UNION SELECT CAST(:name AS regclass)) parts
+WHERE pg_relation_size(part) > 0""")  # partitions of other builds are empty, and their indexes have a page each
+_LOGGED: Final = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')"
 SCORER: Final = ScorerKey("student", "r", None, None, "mini", "f", None, 0.7, None)
 
 
 def run(command: str) -> Record:
-    """Seconds are CPU of the process itself, so that they hold on a busy machine too: without Postgres, but for claims."""
+    """Seconds are CPU of this process, so that they hold on a busy machine: without Postgres, but for claims."""
     record = Record("builds-unit-costs", command, _machine())
     with postgres() as url, tempfile.TemporaryDirectory() as folder:
         asyncio.run(_measure(record, url, Path(folder)))
@@ -76,8 +77,11 @@ async def _measure(record: Record, url: str, folder: Path) -> None:
     store = Store(folder / "store")
     try:
         build = await _build(database, PROBLEMS)
+        before = await _scalar(database, _LOGGED)
         await _steps(record, database, store, build)
         await _publishing(record, database, store, url, build)
+        logged = float(await _scalar(database, _LOGGED) - before)
+        record.add("bytes", "log (WAL) of a sample", bytes=logged / (PROBLEMS * N))
         await _claims(record, database)
         await _calls(record, url, folder, build)
         await _worker(record, database, store, url)
@@ -121,14 +125,14 @@ async def _steps(record: Record, database: Database, store: Store, build: int) -
     record.add("bytes", "text of a trace", bytes=text_bytes)
     record.add("bytes", "trace in the spool", bytes=spooled / (rows // SHARD_SAMPLES))
     record.add("bytes", "trace in a sealed file", bytes=size / rows)
-    await _sizes(record, database)
+    await _sizes(record, database, "problems", "spool")
 
 
-async def _sizes(record: Record, database: Database) -> None:
-    for name in TABLES:
+async def _sizes(record: Record, database: Database, *names: str) -> None:
+    for name in names:
         async with database.begin() as session:
             heap, index = (await session.execute(_SIZE, {"name": name})).one()
-        rows = {"problems": PROBLEMS, "shards": PROBLEMS * N // SHARD_SAMPLES}.get(name, PROBLEMS * N)
+        rows = await _scalar(database, f"SELECT count(*) FROM {name}") or PROBLEMS * N  # noqa: S608 our own; the spool is empty again
         record.add("bytes a row", name, table=float(heap) / rows, indexes=float(index) / rows)
 
 
@@ -139,6 +143,7 @@ async def _publishing(record: Record, database: Database, store: Store, url: str
     seconds = time.process_time() - began
     assert await _scalar(database, f"SELECT state::text FROM builds WHERE id = {build}") == "done"  # noqa: S608
     size = float(await _scalar(database, "SELECT sum(bytes) FROM files WHERE kind = 'compact'"))
+    await _sizes(record, database, "samples", "scores")
     record.add("publish", "a core of a worker", rows_per_s=PROBLEMS * N / seconds)
     record.add("bytes", "trace in a version's file", bytes=size / (PROBLEMS * N))
 
@@ -155,6 +160,7 @@ async def _claims(record: Record, database: Database) -> None:
         assert lease is not None
         async with database.begin() as session:
             await give_back(session, lease, blameless=True, max_barren=5)
+    await _sizes(record, database, "shards")
     record.add("claim", "one after the other", ms=1e3 * statistics.median(seconds))
     async with database.begin() as session:
         await session.execute(text("UPDATE builds SET state = 'cancelled' WHERE state = 'running'"))
