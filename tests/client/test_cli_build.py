@@ -83,6 +83,7 @@ class Jobs:
         found: dict[tuple[str, str], Any] = {
             ("GET", "/builds/7/report"): REPORT,
             ("GET", "/builds/7/samples"): page | {"items": [SAMPLE]},
+            ("GET", "/builds/7/events"): page | {"items": DRY["bad"]},
             ("GET", "/builds"): page | {"items": [self.builds[-1]] * 2},
             ("POST", "/builds"): DRY if "dry_run" in path else self.builds[-1],
             ("POST", "/uploads"): {"id": UPLOAD, "bytes": 3, "sha256": "0", "created_at": BUILD["created_at"]},
@@ -194,7 +195,7 @@ def test_a_file_is_uploaded_first_and_a_scored_one_has_one_sample(rlt: Any, jobs
 def test_a_dry_run_says_what_would_be_and_leaves_nothing(rlt: Any, jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("{}")
     shown = rlt("build", "create", "p.jsonl", "--dataset", "d", "--dry-run").stdout
-    for words in ("12 in 1 shards", "line 4: answer: missing", "1.5 GPU-hours at most", "Why?", "the beginning of the"):
+    for words in ("12, shards: 1", "line 4: answer: missing", "1.5 GPU-hours at most", "Why?", "the beginning of the"):
         assert words in shown
     assert jobs.asked[-1][:2] == ("DELETE", f"/uploads/{UPLOAD}")
     assert (
@@ -262,6 +263,11 @@ def test_the_report_is_read_by_people(rlt: Any) -> None:
     ):
         assert words in shown
     assert json.loads(rlt("build", "report", "7", "--json").stdout)["deciles"] == REPORT["deciles"]
+
+
+def test_events_name_the_lines_that_were_refused(rlt: Any) -> None:
+    assert "bad_row  4     answer: missing" in rlt("build", "events", "7").stdout
+    assert json.loads(rlt("build", "events", "7", "--json").stdout)["line"] == 4
 
 
 def test_samples_are_browsed_with_texts_that_cannot_command_the_terminal(rlt: Any, jobs: Jobs) -> None:

@@ -134,7 +134,8 @@ async def test_a_stream_that_breaks_off_is_taken_up_behind_the_last_event() -> N
 
 
 async def test_watching_gives_the_builds_of_the_stream() -> None:
-    service = Service(streamed(frame("progress", a_build("importing")), event(1), frame("done", a_build("failed"))))
+    frames = (frame("progress", a_build(each)) for each in ("importing", "failed"))
+    service = Service(streamed(*frames, event(1), frame("done", a_build("failed"))))
     async with service.client() as jobs:
         assert [build.state async for build in jobs.watch(1)] == [BuildState.importing, BuildState.failed]
 

@@ -140,10 +140,12 @@ class AsyncJobsClient(ServiceClient):
         Follows the service's stream; where there is none (an older service, a proxy that holds events back) it asks
         each `every` seconds.
         """
+        last = None
         try:
             async with aclosing(self.stream(id)) as news:
                 async for each in news:
-                    if isinstance(each, Build):
+                    if isinstance(each, Build) and each != last:  # the end is told as a change, too
+                        last = each
                         yield each
             return
         except (NotFound, ProtocolError, StreamSilent):

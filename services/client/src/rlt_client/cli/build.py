@@ -13,7 +13,7 @@ from rlt_client.cli.choices import As, Scoring, Shape, Sort, Status
 from rlt_client.cli.connection import DEFAULT_STATE, LONG_PATIENCE, JobsURL, Key, Service, StateDir, find_service
 from rlt_client.cli.create import create
 from rlt_client.cli.derive import rerank, rescore, retry
-from rlt_client.cli.jobs import AsJSON, BuildID, Yes, ask, confirm, print_json
+from rlt_client.cli.jobs import AsJSON, BuildID, Yes, ask, confirm, first, print_json
 from rlt_client.cli.jobs import follow as follow_build
 from rlt_client.cli.jobs import show as show_build
 
@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
     build = typer.Typer(no_args_is_help=True, help="Data sets of scored explanations: create, follow, export.")
     app.add_typer(build, name="build")
     build.command("list")(list_builds)
-    commands: tuple[Any, ...] = (create, show, watch, report, samples, pause, resume, cancel, priority)
-    for command in (*commands, retry, rescore, rerank, export, delete):
+    commands: tuple[Any, ...] = (create, show, watch, report, events, samples, pause, resume, cancel)
+    for command in (*commands, priority, retry, rescore, rerank, export, delete):
         build.command()(command)
 
 
@@ -44,15 +44,8 @@ def list_builds(
     from rlt_client.cli.builds import table
     from rlt_client.cli.output import console
 
-    async def fetch(jobs: AsyncJobsClient) -> list[Build]:
-        found: list[Build] = []
-        async for build in jobs.builds(page=min(limit, 100)):
-            found.append(build)
-            if len(found) == limit:
-                break
-        return found
-
-    builds = ask(find_service("jobs", jobs_url, key, state), fetch)
+    service = find_service("jobs", jobs_url, key, state)
+    builds = ask(service, lambda jobs: first(jobs.builds(page=min(limit, 100)), limit))
     if as_json:
         for build in builds:
             typer.echo(build.model_dump_json(by_alias=True))
@@ -88,6 +81,27 @@ def report(
     console().print(shown(found))
 
 
+def events(
+    build: BuildID,
+    limit: Annotated[int, typer.Option(min=1, help="at most this many")] = 100,
+    as_json: AsJSON = False,
+    jobs_url: JobsURL = None,
+    key: Key = None,
+    state: StateDir = DEFAULT_STATE,
+) -> None:
+    """What happened to a build, oldest first: refused rows of its source with their lines, stalls, retries."""
+    service = find_service("jobs", jobs_url, key, state)
+    found = ask(service, lambda jobs: first(jobs.events(build, page=min(limit, 500)), limit))
+    if as_json:
+        for event in found:
+            typer.echo(event.model_dump_json(by_alias=True))
+        return
+    from rlt_client.cli.output import console
+    from rlt_client.cli.reported import events as shown
+
+    console().print(shown(found) if found else "nothing out of the ordinary")
+
+
 def samples(
     build: BuildID,
     sort: Annotated[Sort, typer.Option(help="by problem, by reward, or by tokens")] = Sort.by_index,
@@ -114,12 +128,7 @@ def samples(
             texts=True,
             page=min(limit, 100),
         )
-        found: list[SampleRow] = []
-        async for row in rows:
-            found.append(row)
-            if len(found) == limit:
-                break
-        return found
+        return await first(rows, limit)
 
     found = ask(find_service("jobs", jobs_url, key, state), fetch)
     if as_json:

@@ -46,9 +46,10 @@ def card(build: Build) -> RenderableType:
     rows.add_row("state", _state(build))
     rows.add_row("data set", build.dataset + (f", version {build.version}" if build.version else ""))
     rows.add_row("problems", f"{counts.problems:,} × {build.n} samples" + _refused(build))
-    rows.add_row("generated", _breakdown(counts.gen, GenStatus.complete))
-    rows.add_row("scored", _breakdown(counts.score, ScoreStatus.scored))
-    rows.add_row("tokens", f"{counts.prompt_tokens:,} read, {counts.completion_tokens:,} written" + _speed(build))
+    if counts.samples:
+        rows.add_row("generated", _breakdown(counts.gen, GenStatus.complete))
+        rows.add_row("scored", _breakdown(counts.score, ScoreStatus.scored))
+        rows.add_row("tokens", f"{counts.prompt_tokens:,} read, {counts.completion_tokens:,} written" + _speed(build))
     title = f"build {build.id}" + (f" · {build.kind}" if build.kind not in ("generate", "score") else "")
     title += f" of build {build.of_build}" if build.of_build is not None else ""
     lines: list[RenderableType] = [Text(title, style="bold"), rows]
@@ -68,8 +69,8 @@ def _state(build: Build) -> Text:
 
 def _refused(build: Build) -> str:
     bad, twice = build.counts.bad_rows, build.counts.duplicates
-    text = f"; {bad:,} rows of the source were refused" if bad else ""
-    return text + (f"; {twice:,} were there before" if twice else "")
+    parts = [f"{bad:,} refused"] * bool(bad) + [f"{twice:,} were there before"] * bool(twice)
+    return f"; rows of the source: {', '.join(parts)}" if parts else ""
 
 
 def _speed(build: Build) -> str:

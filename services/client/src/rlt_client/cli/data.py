@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlt_client.cli.connection import DEFAULT_STATE, JobsURL, Key, StateDir, find_service
-from rlt_client.cli.jobs import AsJSON, Yes, ask, confirm, print_json
+from rlt_client.cli.jobs import AsJSON, Yes, ask, confirm, first, print_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 __all__ = ["register"]
 
-T = TypeVar("T")
 VersionID = Annotated[
     int, typer.Argument(metavar="VERSION", help="number of the version, as `rlt build show` gives it")
 ]
@@ -40,7 +39,7 @@ def list_datasets(
 ) -> None:
     """Your data sets, by name."""
     service = find_service("jobs", jobs_url, key, state)
-    found = ask(service, lambda jobs: _first(jobs.datasets(), limit))
+    found = ask(service, lambda jobs: first(jobs.datasets(), limit))
     rows = [(each.name, each.builds, each.versions, each.latest_version or "") for each in found]
     _print(found, ("data set", "builds", "versions", "newest version"), rows, as_json=as_json)
 
@@ -55,7 +54,7 @@ def versions(
 ) -> None:
     """Versions of a data set, newest first."""
     service = find_service("jobs", jobs_url, key, state)
-    found = ask(service, lambda jobs: _first(jobs.versions(name), limit))
+    found = ask(service, lambda jobs: first(jobs.versions(name), limit))
     rows = [
         (
             each.id,
@@ -110,7 +109,7 @@ def uploads(
 ) -> None:
     """Files that were uploaded, newest first."""
     service = find_service("jobs", jobs_url, key, state)
-    found = ask(service, lambda jobs: _first(jobs.uploads(), limit))
+    found = ask(service, lambda jobs: first(jobs.uploads(), limit))
     rows = [
         (each.id, each.name or "", each.format, f"{each.bytes:,}", f"{each.created_at:%Y-%m-%d %H:%M}")
         for each in found
@@ -135,15 +134,6 @@ def delete_upload(
     confirm(f"delete upload {upload}", yes)
     ask(find_service("jobs", jobs_url, key, state), lambda jobs: jobs.delete_upload(number))
     typer.echo(f"upload {upload} is deleted")
-
-
-async def _first(items: AsyncIterator[T], limit: int) -> list[T]:
-    found: list[T] = []
-    async for item in items:
-        found.append(item)
-        if len(found) == limit:
-            break
-    return found
 
 
 def _print(

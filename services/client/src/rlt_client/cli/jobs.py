@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -79,6 +79,16 @@ def submit(
         follow(service, build.id, as_json=as_json)
     else:
         show(build, as_json=as_json)
+
+
+async def first(items: AsyncIterator[T], limit: int) -> list[T]:
+    """Not one more is fetched than `limit` and its page."""
+    found: list[T] = []
+    async for item in items:
+        found.append(item)
+        if len(found) == limit:
+            break
+    return found
 
 
 async def newest_version(jobs: AsyncJobsClient, build: int) -> int:

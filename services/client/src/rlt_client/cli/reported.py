@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlt_client.cli.output import nats, safe
-from rlt_client.schemas.builds import BuildReport, Decile, DryRun, Reason, SampleRow
+from rlt_client.schemas.builds import BuildEvent, BuildReport, Decile, DryRun, Reason, SampleRow
 from rlt_client.schemas.common import GenStatus
 
-__all__ = ["dry_run", "report", "sample"]
+__all__ = ["dry_run", "events", "report", "sample"]
 
 WIDTH = 30  # cells of a bar
 
@@ -67,13 +67,20 @@ def _spreads(found: BuildReport) -> Table:
     return rows
 
 
+def events(found: Sequence[BuildEvent]) -> Table:
+    rows = Table("when", "what", "line", "", box=None, header_style="dim", pad_edge=False)
+    for each in found:
+        rows.add_row(f"{each.at:%Y-%m-%d %H:%M:%S}", each.kind, str(each.line or ""), Text(safe(each.detail)))
+    return rows
+
+
 def dry_run(found: DryRun) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim")
     rows.add_row("rows read", f"{found.rows_read:,}" + ("" if found.whole else ", the beginning of the source"))
-    rows.add_row("problems", f"{found.problems:,}, {found.duplicates:,} more were there before")
-    rows.add_row("samples", f"{found.samples:,} in {found.shards:,} shards")
-    rows.add_row("refused", f"{found.bad_rows:,} rows")
+    rows.add_row("problems", f"{found.problems:,}; {found.duplicates:,} more rows were there before")
+    rows.add_row("samples", f"{found.samples:,}, shards: {found.shards:,}")
+    rows.add_row("refused rows", f"{found.bad_rows:,}")
     rows.add_row(
         "tokens", f"{_number(found.prompt_tokens)} to read, {_number(found.completion_tokens)} to write at most"
     )
