@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from rlt_jobs import admin
+from rlt_jobs import admin, migrate, relay
 from rlt_jobs.builds.models import Build, Shard
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.celery_app import make_celery
@@ -154,6 +154,12 @@ async def test_one_sweep_at_a_time(services: Services, swept: Swept) -> None:
     both = await asyncio.gather(swept(), swept())
     assert sorted(line for lines in both for line in lines) == ["stray: no row names it"]
     assert await swept() == []  # the lock was let go
+
+
+async def test_no_two_kinds_of_work_wait_for_one_lock() -> None:
+    """A sweep of an hour would else keep the relay from waking workers for builds that cannot go on."""
+    locks = [LOCK, migrate.LOCK, relay.REAP_LOCK, relay.CANARY_LOCK, relay.PROBE_LOCK]
+    assert len(set(locks)) == len(locks)
 
 
 async def test_the_relay_sweeps(services: Services) -> None:

@@ -42,7 +42,7 @@ __all__ = ["sweep"]
 
 log = logging.getLogger(__name__)
 
-LOCK = 0x524C54_04
+LOCK = 0x524C54_05  # the relay has those below
 ROWS = 10_000  # rows a transaction, about: a tenth of a second
 BATCH = 500  # files a transaction
 GONE = ""  # the URI of a file that was removed while its row stays
