@@ -26,6 +26,7 @@ from rlt_jobs.leases import (
     unattended,
 )
 from rlt_jobs.outbox import Outbox
+from rlt_jobs.ringing import ring_next
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -131,6 +132,18 @@ async def test_a_shard_that_is_locked_holds_up_no_other(database: Database, make
     assert states == {locked.shard_id: ShardState.running, free.shard_id: ShardState.ready}
     async with database.begin() as session:
         assert await reap(session, max_barren=5) == 1
+
+
+async def test_who_rings_waits_for_no_shard_that_another_one_claims(database: Database, make_build: Any) -> None:
+    """Two workers that each claim a shard that was not rung for, and each ring for the next such shard."""
+    id = await make_build(problems=3, n=1, shard_samples=1)
+    async with database.begin() as session:
+        await session.execute(update(Shard).where(Shard.build_id == id).values(rang_at=None))
+    async with database.begin() as one, database.begin() as other, asyncio.timeout(20):
+        taken = [await claim_shard(each, None, worker="test", seconds=60) for each in (one, other)]
+        assert [lease.lo for lease in taken if lease] == [0, 1]
+        await asyncio.gather(ring_next(one, id), ring_next(other, id))
+    assert [shard.rang_at is None for shard in await shards(database, id)] == [True, True, False]
 
 
 async def test_a_live_lease_is_not_reaped(database: Database, make_build: Any, claim: Any) -> None:

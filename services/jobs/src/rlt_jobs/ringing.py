@@ -33,17 +33,22 @@ is woken within seconds and a build of a million problems does not fill the queu
 
 
 async def ring_shards(session: AsyncSession, which: ColumnElement[bool], *, limit: int = AHEAD) -> int:
-    """Queue a message for the first `limit` ready shards of running builds that `which` names. Returns how many."""
+    """Queue a message for the first `limit` ready shards of running builds that `which` names. Returns how many.
+
+    One that is locked is being claimed or rung for; two who waited for each other's would end in a deadlock.
+    """
     first = (
         select(Shard.id)
         .join(Build, Build.id == Shard.build_id)
         .where(which, Shard.state == ShardState.ready, Build.state == BuildState.running)
         .order_by(Shard.id)
         .limit(limit)
+        .with_for_update(of=Shard, skip_locked=True, key_share=True)
+        .cte("first")
     )
     rung = (
         update(Shard)
-        .where(Shard.id.in_(first.scalar_subquery()), Shard.state == ShardState.ready, Build.id == Shard.build_id)
+        .where(Shard.id == first.c.id, Build.id == Shard.build_id)
         .values(rang_at=func.now())
         .returning(Shard.id, Build.priority)
     )
