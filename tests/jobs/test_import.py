@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.builds.work import Services
 from rlt_jobs.database import Database
 from rlt_jobs.leases import claim_build, reap
-from rlt_jobs.store.files import Store, StoreUnavailable
+from rlt_jobs.store.files import Damaged, Store, StoreUnavailable
 from rlt_jobs.store.repository import add_upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -384,6 +385,33 @@ async def test_a_store_that_is_away_leaves_the_import_to_the_next(
     waiting = await build(services.database, build_id)
     assert (waiting.state, waiting.lease_token, waiting.barren) == (BuildState.importing, None, 0)
     assert (await finished(services, build_id)).problems == 5
+
+
+async def test_who_lost_the_lease_cannot_fail_what_another_one_imports(
+    services: Services, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_id = await submit(lines(2))
+    read = services.store.open
+
+    def late(uri: str) -> Any:
+        monkeypatch.setattr(services.store, "open", read)
+        asyncio.run_coroutine_threadsafe(abandoned(services.database, build_id), loop).result(20)
+        asyncio.run_coroutine_threadsafe(run_import(services, build_id), loop).result(20)
+        raise Damaged(f"{uri}: no such file")
+
+    loop = asyncio.get_running_loop()
+    services.settings.control_seconds = 20  # the first one learns of nothing meanwhile
+    monkeypatch.setattr(services.store, "open", late)
+    await run_import(services, build_id)
+    assert (await build(services.database, build_id)).state is BuildState.running
+
+
+async def test_columns_of_a_build_that_an_older_service_accepted_are_heeded(services: Services, submit: Submit) -> None:
+    build_id = await submit(b'{"ask": "Q", "answer": "A"}')
+    async with services.database.begin() as session:
+        old = await session.get_one(Build, build_id)
+        old.spec = {**{k: v for k, v in old.spec.items() if k != "source"}, "columns": {"question": "ask"}}
+    assert (await finished(services, build_id)).problems == 1
 
 
 async def test_traces_come_out_of_their_tags(services: Services, submit: Submit) -> None:

@@ -107,13 +107,16 @@ class _Import:
         log.warning("build %s: %s", self._build_id, detail)
         problem = Problem(type=type, title=title, detail=detail)
         async with self._services.database.begin() as session:
+            await hold_build(session, self._build_id, self._token)
             await lifecycle.fail(session, self._build_id, problem)
 
 
 def _source_of(build: Build) -> tuple[Spec, Source]:
     spec = Spec.model_validate(build.spec)
-    source = spec.source or Source(upload=build.upload_id)  # accepted before sources were part of the spec
-    return spec, source
+    if spec.source is not None:
+        return spec, spec.source
+    # accepted before sources were part of the spec, which had their columns
+    return spec, Source(upload=build.upload_id, columns=build.spec.get("columns", {}))
 
 
 def _rows_read(build: Build) -> int:
