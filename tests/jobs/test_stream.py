@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from sqlalchemy import update
+from sqlalchemy import func, update
 
 from rlt_client._events import Decoder, ServerSentEvent
 from rlt_client.errors import NotFound, Unavailable
@@ -135,6 +135,18 @@ async def test_what_does_not_change_is_not_told_again(
             await asyncio.sleep(0.01)
         assert not waiting.done()
         waiting.cancel()
+
+
+async def test_a_build_that_is_deleted_before_its_end_was_seen_ends_the_stream(
+    database: Database, streams: Streams, make_build: MakeBuild
+) -> None:
+    build_id = await make_build()
+    async with watched(streams, build_id) as reader:
+        await reader.state()
+        await change(database, build_id, state=BuildState.cancelled, deleted_at=func.now())
+        assert await reader.rest() == []
+    with pytest.raises(NotFound):
+        await streams.watch("ann", build_id, None)
 
 
 async def test_an_ended_build_is_told_at_once(database: Database, streams: Streams, make_build: MakeBuild) -> None:

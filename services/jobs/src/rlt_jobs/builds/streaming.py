@@ -44,6 +44,8 @@ class _Feed:
         self.events: deque[tuple[int, bytes]] = deque()
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.gone = False
+        """Deleted before its end was seen: there is nothing more to tell."""
 
     @property
     def last_event(self) -> int:
@@ -53,13 +55,13 @@ class _Feed:
     def ended(self) -> bool:
         return self.build.state in ENDED
 
-    def take(self, build: Build | None, events: list[BuildEvent]) -> None:
+    def take(self, build: Build, events: list[BuildEvent]) -> None:
         for event in events:
             self.events.append((event.id, _frame("event", event, id=event.id)))
         while len(self.events) > EVENTS_HELD:
             self.after, _ = self.events.popleft()
-        news = build is not None and _facts(build) != _facts(self.build)
-        if build is not None and news:
+        news = _facts(build) != _facts(self.build)
+        if news:
             self.build, self.shown = build, _frame("progress", build)
             self.revision += 1
         if news or events:
@@ -90,7 +92,7 @@ class Streams:
         build = await self._builds.get(owner, build_id)
         newest = await self._newest_event(build_id)
         feed = self._feeds.get(build_id)
-        if feed is None or feed.ended:  # ended: it may run again since then. Nothing is awaited until this one is there
+        if feed is None or feed.ended or feed.gone:  # it may run again. Nothing is awaited until this one is there
             feed = self._feeds[build_id] = _Feed(build, newest)
             feed.task = asyncio.create_task(self._keep(owner, feed))
         else:
@@ -115,21 +117,18 @@ class Streams:
             return await repository.newest_event(session, build_id)
 
     async def _keep(self, owner: str, feed: _Feed) -> None:
-        while not feed.ended:
+        while not (feed.ended or feed.gone):
             await asyncio.sleep(EVERY)
             try:
-                build = await self._look(owner, feed)
+                build = await self._builds.get(owner, feed.build.id)
                 feed.take(build, await self.events(feed.build.id, feed.last_event))  # later: those of the end too
+            except NotFound:
+                feed.gone = True
+                feed.wake()
             except RLTError as error:  # the database is away: those who watch wait with it
                 log.warning("build %s cannot be watched: %s", feed.build.id, error)
             except Exception:  # a feed that dies silently would leave its watchers with pings for ever
                 log.exception("build %s cannot be watched; tried again", feed.build.id)
-
-    async def _look(self, owner: str, feed: _Feed) -> Build | None:
-        try:
-            return await self._builds.get(owner, feed.build.id)
-        except NotFound:  # deleted meanwhile, so it had ended
-            return None
 
 
 class Watching:
@@ -150,11 +149,11 @@ class Watching:
     async def frames(self, stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
         """`event` and `progress` as they come, `done` at the end of the build; comments while nothing comes.
 
-        Ends without `done` where the server stops: ask again, another one will answer.
+        Ends without `done` where the server stops or the build is deleted: ask again, and it will be told.
         """
         sent = time.monotonic()
         while not stopping():
-            changed, ended = self._feed.changed, self._feed.ended
+            changed, ended, gone = self._feed.changed, self._feed.ended, self._feed.gone
             frames = [frame async for frame in self._events()]
             if self._revision != self._feed.revision:
                 self._revision = self._feed.revision
@@ -166,7 +165,7 @@ class Watching:
             if frames:
                 yield b"".join(frames)
                 sent = time.monotonic()
-            if ended:
+            if ended or gone:
                 return
             await _either(changed, EVERY)
 
