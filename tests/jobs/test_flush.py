@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select, text, update
 
-from rlt_client.schemas.common import GenStatus
+from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.flush import flush
-from rlt_jobs.builds.models import Sample, Score, Shard
-from rlt_jobs.builds.outcomes import Outcome, Texts, decompress
+from rlt_jobs.builds.models import Build, Sample, Score, Scorer, Shard
+from rlt_jobs.builds.outcomes import Outcome, Scored, Texts, decompress
 from rlt_jobs.builds.repository import ScorerChanged, ScorerKey, missing, pin_scorer, totals
 from rlt_jobs.database import Database
 from rlt_jobs.leases import Claimed, LeaseLost, give_back, reap
@@ -92,6 +92,29 @@ async def test_a_complete_sample_is_never_replaced_within_its_try(
         rewards = select(Score.reward).where(Score.build_id == lease.build_id, Score.sample_idx == 0)
         assert (await session.scalars(rewards)).all() == [-1.0]
     await counters_equal_rows(database, lease.build_id)
+
+
+async def test_errors_of_no_scorer_are_not_counted_either(database: Database, lease: Claimed, outcome: Any) -> None:
+    error = Scored(ScoreStatus.score_error, reason="internal")
+    for made in ([outcome(0, 0)], [outcome(0, 0), outcome(0, 1)]):  # appended, then merged
+        async with database.begin() as session:
+            unscored = [replace(each, score=error) for each in made]
+            await flush(session, lease, unscored, scorer_id=None, seconds=1.0)
+    await counters_equal_rows(database, lease.build_id)
+
+
+async def test_a_scorer_that_was_kept_without_its_reward_goes_on(database: Database, lease: Claimed) -> None:
+    key = replace(SCORER, student_revision="rev-early", spec='{"preset": "rlt"}')
+    async with database.begin() as session:
+        early = Scorer(**{name: getattr(key, name) for name in key.__dataclass_fields__ if name != "spec"})
+        early.hash = key.early_hash()
+        session.add(early)
+        await session.flush()
+        await session.execute(update(Build).where(Build.id == lease.build_id).values(scorer_id=early.id))
+        assert await pin_scorer(session, lease.build_id, key) == early.id
+    with pytest.raises(ScorerChanged):
+        async with database.begin() as session:
+            await pin_scorer(session, lease.build_id, replace(key, student_revision="rev-2"))
 
 
 @pytest.mark.parametrize("passing", [GenStatus.engine_error, GenStatus.cancelled])

@@ -11,15 +11,17 @@ import pytest_asyncio
 from sqlalchemy import func, select, update
 
 from rlt_client.errors import Conflict, InvalidRequest
-from rlt_client.schemas.builds import BuildKind, BuildState, RescoreRequest, RetryRequest, ShardState
+from rlt_client.schemas.builds import BuildKind, BuildState, RerankRequest, RescoreRequest, RetryRequest, ShardState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
+from rlt_client.schemas.common import Problem as ProblemDetails
 from rlt_client.schemas.reward import RewardItem, RewardRequest, SpecRequest
 from rlt_jobs import app
-from rlt_jobs.builds import repository
+from rlt_jobs.builds import lifecycle, repository
 from rlt_jobs.builds.derived import DerivedBuilds
 from rlt_jobs.builds.models import Build, Sample, Score, Shard
 from rlt_jobs.builds.retry import retry
 from rlt_jobs.builds.work import Services, work_shard
+from rlt_jobs.store.files import StoreUnavailable
 from rlt_jobs.store.models import File, Version
 from rlt_jobs.store.publish import publish
 
@@ -217,6 +219,49 @@ async def test_a_lease_that_ends_early_leaves_what_it_scored(
 
 async def _broken(*_: Any) -> None:
     raise OSError("no space left")
+
+
+async def test_a_store_that_is_away_is_waited_for_and_kills_no_shard(
+    services: Services, finished: Finished, platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = await finished(problems=2, n=1)
+    read, refusals = services.store.open, 0
+
+    def away(uri: str) -> Any:
+        nonlocal refusals
+        refusals += 1
+        if refusals > 3:
+            return read(uri)
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr("rlt_jobs.builds.running.DATABASE_PAUSE", 0.01)
+    another_reward(platform, monkeypatch, lambda _: -5.0)
+    build_id = await rescore(services, data, spec={"preset": "rlt", "lambda": 2})
+    monkeypatch.setattr(services.store, "open", away)
+    await work(services, build_id)
+    assert await counted(services, build_id) == (2, 2, 2, 0)
+
+
+async def test_samples_that_are_being_made_again_are_not_read(services: Services, finished: Finished) -> None:
+    data = await finished(problems=2, n=1)
+    build_id = await rescore(services, data, spec={"preset": "rlt", "lambda": 2})
+    async with services.database.begin() as session:
+        await lifecycle.fail(session, build_id, ProblemDetails(type="of_its_own", title="Failed"))
+        (await session.get_one(Build, data)).state = BuildState.running
+    version = (await versions_of(services, data))[0]
+    derived = DerivedBuilds(services.settings, services.database)
+    with pytest.raises(Conflict, match=f"build {data}, whose samples this one reads, is running"):
+        await ask_again(services, build_id)
+    with pytest.raises(Conflict, match=f"build {data}, whose samples this one reads, is running"):
+        async with services.database.begin() as session:
+            await lifecycle.resume(session, await repository.lock_build(session, build_id, "ann"))
+    with pytest.raises(Conflict, match=f"build {data}, whose samples this one reads, is running"):
+        await derived.rerank("ann", version, RerankRequest.model_validate({"selection": {}}), None)
+
+
+async def versions_of(services: Services, build_id: int) -> list[int]:
+    async with services.database.begin() as session:
+        return list(await session.scalars(select(Version.id).where(Version.build_id == build_id)))
 
 
 async def test_a_score_error_is_counted_and_an_error_alone_is_replaced(

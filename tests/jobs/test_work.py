@@ -278,6 +278,22 @@ async def test_an_item_that_cannot_be_scored_is_an_outcome_with_a_reason(
     assert (shard.complete, shard.scored, shard.score_error) == (2, 1, 1)
 
 
+async def test_an_error_is_filed_under_the_builds_scorer_also_by_a_lease_that_got_no_score(
+    services: Services, make_build: Any, platform: Any
+) -> None:
+    build_id = await make_build(problems=2, n=1, shard_samples=1)
+    platform.rules.append(lambda path, q: InternalError("broken") if (path, q) == ("/reward", "Q1") else None)
+    async with services.database.begin() as session:
+        ids = (await session.scalars(select(Shard.id).where(Shard.build_id == build_id).order_by(Shard.id))).all()
+    for shard_id in ids:
+        await work_shard(services, shard_id)
+    found = await scores(services.database, build_id)
+    assert {key: score.status for key, score in found.items()} == {
+        (0, 0): ScoreStatus.scored,
+        (1, 0): ScoreStatus.score_error,
+    }
+
+
 async def test_kind_score_scores_the_given_explanations_without_a_teacher(
     services: Services, make_build: Any, platform: Any
 ) -> None:

@@ -11,6 +11,7 @@ from rlt_client.errors import Conflict, InvalidRequest
 from rlt_client.schemas.builds import BuildKind, BuildState, RerankRequest, RescoreRequest
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
+from rlt_jobs.builds.lifecycle import expect_ended
 from rlt_jobs.builds.models import Build, Sample, Shard
 from rlt_jobs.builds.quotas import admit_build, admit_samples
 from rlt_jobs.builds.spec import Spec, digest
@@ -41,6 +42,7 @@ class DerivedBuilds:
         async with self._database.begin() as session:
             version, _, scorer = await stored.find_version(session, version_id, owner)
             of = await self._living(session, version.build_id)
+            await expect_ended(session, of.data_id)
             spec = lineage.reward_of(scorer)
             if spec is None and request.selection.weights is not None:
                 raise InvalidRequest("these scores do not tell what reward they are", type="component_unavailable")
@@ -67,6 +69,7 @@ class DerivedBuilds:
         async with self._database.begin() as session:
             of = await repository.find_build(session, build_id, owner)
             data = await self._living(session, of.data_id)
+            await session.refresh(data, with_for_update={"read": True})  # who would run it again waits, and finds this
             await _expect_final(session, data)
             parent = await stored.newest_version(session, of.id)
             build = await self._insert(session, of, request, key, kind=BuildKind.rescore, of_version_id=parent)

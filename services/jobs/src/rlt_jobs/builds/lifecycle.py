@@ -12,7 +12,7 @@ from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.builds.stalls import went_on
 from rlt_jobs.leases import ring_build, ring_shards
 
-__all__ = ["cancel", "fail", "pause", "prioritise", "resume", "settle", "settle_all"]
+__all__ = ["cancel", "expect_ended", "fail", "pause", "prioritise", "resume", "settle", "settle_all"]
 
 OPEN = (ShardState.ready, ShardState.running)
 ENDED = (BuildState.done, BuildState.failed, BuildState.cancelled)
@@ -92,6 +92,7 @@ async def resume(session: AsyncSession, build: Build) -> None:
     _expect(build, "resumed", BuildState.paused, BuildState.failed, BuildState.running)
     if build.state is BuildState.running:
         return
+    await expect_ended(session, build.of_build_id)
     build.error = build.finished_at = None
     build.barren = 0
     build.state = await _resumed(session, build)
@@ -104,6 +105,17 @@ async def resume(session: AsyncSession, build: Build) -> None:
         await settle(session, build.id)
     else:
         await ring_build(session, build.id, build.state)
+
+
+async def expect_ended(session: AsyncSession, data_id: int | None) -> None:
+    """That the samples which another build will read do not change, and will not while this transaction lasts.
+
+    Whoever would run that build again locks it first, and finds its readers then.
+    """
+    locked = select(Build.state).where(Build.id == data_id).with_for_update(read=True)
+    state = None if data_id is None else await session.scalar(locked)
+    if state is not None and state not in ENDED:
+        raise Conflict(f"build {data_id}, whose samples this one reads, is {state}: wait for its end", type="in_use")
 
 
 async def _resumed(session: AsyncSession, build: Build) -> BuildState:

@@ -62,6 +62,7 @@ INSERT INTO scores (build_id, problem, sample_idx, scorer_id, gen_status, {", ".
 SELECT :build, f.problem, f.sample_idx, :scorer, f.gen_status, {", ".join(f"f.{name}" for name in _SCORED)}
 FROM flush_rows f JOIN flush_changed c ON c.problem = f.problem AND c.sample_idx = f.sample_idx
 WHERE f.score_status IS NOT NULL""")  # noqa: S608 our own names
+_UNSCORED = text("UPDATE flush_rows SET score_status = NULL")  # of nobody: not written, so not counted
 _SPOOL = text("""
 INSERT INTO spool (build_id, problem, sample_idx, shard_id, texts)
 SELECT :build, f.problem, f.sample_idx, :shard, f.texts
@@ -109,6 +110,8 @@ async def merge(
     await copy_rows(session, "flush_rows", _WHOLE, (rows.whole(outcome, compress) for outcome in outcomes))
     ids = {"build": lease.build_id, "shard": lease.shard_id}
     await session.execute(_UPSERT, ids)
+    if scorer_id is None:
+        await session.execute(_UNSCORED)
     for forget in _FORGET:
         await session.execute(forget, ids)
     if scorer_id is not None:

@@ -55,6 +55,7 @@ __all__ = [
     "problem_hash",
     "problems",
     "same_problems",
+    "scorer_of",
     "start",
     "totals",
     "work_of",
@@ -291,12 +292,22 @@ class ScorerKey:
     """JSON of the resolved reward: scores by other coefficients are other scores."""
 
     def hash(self) -> bytes:
-        values = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("student", "format_name")]
+        return self._hash("student", "format_name")
+
+    def early_hash(self) -> bytes:
+        """Of a scorer that was kept before its reward was part of it."""
+        return self._hash("student", "format_name", "spec")
+
+    def _hash(self, *but: str) -> bytes:
+        values = [getattr(self, name) for name in self.__dataclass_fields__ if name not in but]
         return hashlib.sha256(json.dumps(values).encode()).digest()
 
 
 async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> int:
     """The id of this scorer, which becomes the build's if that has none. Raises `ScorerChanged` if it has another."""
+    of_build = select(Scorer.id).join(Build, Build.scorer_id == Scorer.id).where(Build.id == build_id)
+    if early := await session.scalar(of_build.where(Scorer.hash == key.early_hash())):
+        return early
     values = {name: getattr(key, name) for name in key.__dataclass_fields__}
     values["spec"] = None if key.spec is None else json.loads(key.spec)
     made = postgresql.insert(Scorer).values(hash=key.hash(), **values).on_conflict_do_nothing(index_elements=["hash"])
@@ -312,6 +323,11 @@ async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> in
             f"({key.student_revision}, {key.engine}, {key.dtype}), format {key.format_name} ({key.format_hash})"
         )
     return scorer_id
+
+
+async def scorer_of(session: AsyncSession, build_id: int) -> int | None:
+    """What scores a build, once that is known: errors of a lease that got no score are filed under it too."""
+    return await session.scalar(select(Build.scorer_id).where(Build.id == build_id))
 
 
 async def add_events(session: AsyncSession, build_id: int, kind: str, found: Iterable[tuple[int | None, str]]) -> None:

@@ -7,7 +7,7 @@ build's last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import CursorResult, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,7 +17,7 @@ from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest, ShardState
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
-from rlt_jobs.builds.lifecycle import ENDED
+from rlt_jobs.builds.lifecycle import ENDED, expect_ended
 from rlt_jobs.builds.models import Build, Event, Scorer, Shard
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
@@ -26,6 +26,7 @@ from rlt_jobs.settings import Settings
 
 __all__ = ["Retries", "retry"]
 
+_FRESH: Final = {"state": ShardState.ready, "barren": 0, "error": None, "rang_at": None, "retry_at": None}
 _INTO = 'INSERT INTO shards (build_id, lo, hi, try, "only", score_only, max_tokens, total)'
 
 # Failed samples in a row, wherever they lie, until they are enough for a shard. Problems are never divided.
@@ -70,6 +71,7 @@ async def _check(session: AsyncSession, build: Build) -> None:
         raise Conflict("a re-ranking makes no samples; retry the build that made them", type="wrong_state")
     if build.state not in (BuildState.done, BuildState.failed):
         raise Conflict(f"a build that is {build.state} cannot be retried: wait until it is done", type="wrong_state")
+    await expect_ended(session, build.of_build_id)
     reads = select(Build.id).where(Build.of_build_id == build.id, Build.state.not_in(ENDED)).limit(1)
     if reader := await session.scalar(reads):
         raise Conflict(f"build {reader} reads the samples of this one; wait until it has ended", type="in_use")
@@ -95,8 +97,7 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
 async def _reopen(session: AsyncSession, build: Build) -> int:
     """The shards of a build that only scores count what lies in their ranges, which no other shard may share."""
     failed = (Shard.build_id == build.id, Shard.score_error > 0)
-    again = {"state": ShardState.ready, "score_only": True, "barren": 0, "error": None, "retry_at": None}
-    reopened = await session.execute(update(Shard).where(*failed).values(again))
+    reopened = await session.execute(update(Shard).where(*failed).values(**_FRESH, score_only=True))
     assert isinstance(reopened, CursorResult)
     return reopened.rowcount
 
@@ -129,7 +130,7 @@ async def _go_on(session: AsyncSession, build: Build, request: RetryRequest) -> 
     build.error = build.finished_at = None
     build.barren = 0
     dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
-    await session.execute(update(Shard).where(*dead).values(state=ShardState.ready, barren=0, error=None))
+    await session.execute(update(Shard).where(*dead).values(_FRESH))
     asked = request.model_dump_json(exclude_none=True)
     session.add(Event(build_id=build.id, kind="retried", detail=f"asked again: {asked}"))
     await session.flush()

@@ -125,7 +125,7 @@ class Run:
 
         async def make(problem: int, sample_idx: int) -> None:
             try:
-                self._finish(await self._task.make(sampler, problem, sample_idx))
+                self._finish(await self._patiently(lambda: self._task.make(sampler, problem, sample_idx)))
             except TeacherUnhealthy as error:  # the others under way may still end well
                 if not ill:
                     asyncio.get_running_loop().call_later(WIND_UP_SECONDS, _cancel, tasks)
@@ -172,8 +172,9 @@ class Run:
         with metrics.flush_seconds.time():
             async with self._database.begin() as session:
                 scorer = await self._pinned(session, batch)
+                scorer_id = scorer[1] if scorer else await repository.scorer_of(session, self.lease.build_id)
                 outcomes: list[Outcome] = [made.outcome for made in batch]
-                await self._task.write(session, outcomes, scorer_id=scorer[1] if scorer else None, seconds=seconds)
+                await self._task.write(session, outcomes, scorer_id=scorer_id, seconds=seconds)
                 if goes_on:
                     await stalls.went_on(session, self.lease.build_id)
         metrics.flush_rows.inc(len(batch))
@@ -192,10 +193,14 @@ class Run:
         return scorer
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """As `_patiently`, a transaction."""
+        return await self._patiently(lambda: unbroken(call()))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Again while database or store are away; the lease's renewal decides when that has lasted too long."""
         while True:
             try:
-                result = await unbroken(call())
+                result = await call()
             except Unavailable as error:
                 log.warning("waiting: %s", error)
                 self.hindered = str(error)
