@@ -109,7 +109,8 @@ class _Publisher:
             writer = stack.enter_context(open_writer(pending.writer, COMPACT))
             while hi < end and pending.writer.size < self._settings.compact_bytes:
                 traces = await self._traces(hi, min(hi + step, end))
-                await asyncio.to_thread(writer.write_table, table(traces, COMPACT))
+                if traces:  # a group without rows costs its statistics all the same
+                    await asyncio.to_thread(writer.write_table, table(traces, COMPACT))
                 rows += len(traces)
                 hi = min(hi + step, end)
             await asyncio.to_thread(stack.close)
