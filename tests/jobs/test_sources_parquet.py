@@ -113,3 +113,18 @@ def test_columns_must_be_there_once(read: Read, tmp_path: Path) -> None:
 def test_a_file_without_rows_is_no_error_of_its_own(read: Read, tmp_path: Path) -> None:
     write(tmp_path, 0, 1)
     assert read() == []
+
+
+def test_a_value_that_cannot_be_read_spoils_its_row_alone(read: Read, tmp_path: Path) -> None:
+    texts = pa.array([b"Q0", b"\xff", b"Q2"], pa.binary()).view(pa.string())
+    times = pa.array([0, 0, 2**61], pa.timestamp("ms"))
+    pq.write_table(pa.table({"question": texts, "answer": ["A"] * 3, "at": times}), tmp_path / "x.parquet")
+    rows = read()
+    assert [(row.line, row.values is not None) for row in rows] == [(1, True), (2, False), (3, False)]
+    assert all("cannot be read" in row.why for row in rows[1:])
+
+
+def test_of_very_many_columns_a_message_lists_some(read: Read, tmp_path: Path) -> None:
+    pq.write_table(pa.table({f"c{i}": ["x"] for i in range(1000)}), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"no column 'question'.* and 900 more"):
+        read()

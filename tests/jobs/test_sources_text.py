@@ -93,8 +93,20 @@ def test_an_unclosed_quote_does_not_fill_the_memory(read: Read, monkeypatch: pyt
     monkeypatch.setattr(lines, "MAX_LINE", 64)
     body = b'question,answer\n"Q' + b"line\n" * 30 + b"Q,A\n"
     rows = read("x.csv", body)
-    assert "field larger than field limit" in rows[0].why
+    assert "a row is longer than 64 bytes: is a quote not closed?" in rows[0].why
     assert rows[-1].values == {"question": "Q", "answer": "A"}
+
+
+def test_a_row_of_endless_fields_does_not_fill_the_memory(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE", 64)
+    rows = read("x.csv", b'question,answer\n"' + b'field\n","' * 12 + b"x\nQ,A\n")
+    assert "a row is longer than 64 bytes" in rows[0].why
+    assert rows[-1].values == {"question": "Q", "answer": "A"}
+
+
+def test_a_header_of_very_many_columns_is_refused_at_once(read: Read) -> None:
+    with pytest.raises(SourceError, match=r"twice: 'a'$"):
+        read("x.csv", ",".join(["a", "a", *map(str, range(100_000))]).encode())
 
 
 @pytest.mark.parametrize(

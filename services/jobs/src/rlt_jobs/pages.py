@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Query
 
 from rlt_client.errors import InvalidRequest
+from rlt_client.schemas.builds import storable_json
 from rlt_client.schemas.common import FieldError
 
 __all__ = ["Cursor", "Limit", "bad_cursor", "decode", "encode", "split"]
@@ -37,8 +38,10 @@ def decode(cursor: str | None, order: str, *kinds: type) -> list[Any] | None:
     fits = len(key) == len(kinds) and all(type(value) is kind for value, kind in zip(key, kinds, strict=True))
     if name != order or not fits or any(type(value) is int and abs(value) >= 2**63 for value in key):
         raise bad_cursor()
-    if any(isinstance(value, str) and "\0" in value for value in key):
-        raise bad_cursor()
+    try:
+        storable_json(key)
+    except ValueError as error:
+        raise bad_cursor() from error
     return values
 
 

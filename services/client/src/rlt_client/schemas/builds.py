@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from rlt_client.schemas.common import GenStatus, Problem, Reply, Request, ScoreStatus
 from rlt_client.schemas.reward import Preset, SpecRequest
@@ -175,10 +175,17 @@ def storable(text: str) -> str:
     return text
 
 
+Storable = Annotated[str, AfterValidator(storable)]
+MAX_TOKENS = 2**31
+"""Below it lie all lengths, and what a column of 32 bits holds."""
+
+
 def storable_json(value: Any) -> None:
-    """Raise `ValueError` for a text in `value` that cannot be stored, wherever it stands."""
+    """Raise `ValueError` for a text or number in `value` that cannot be stored, wherever it stands."""
     if isinstance(value, str):
         storable(value)
+    elif isinstance(value, float) and not math.isfinite(value):  # 1e999 is JSON and no number of any kind
+        raise ValueError("holds a number that is not finite")
     elif isinstance(value, dict):
         for key, child in value.items():
             storable(key)
@@ -220,9 +227,11 @@ class HubSource(Request):
     """A data set of the Hugging Face hub, or a folder that `datasets.load_dataset` reads."""
 
     name: str = Field(min_length=1, max_length=500, description="such as `open-thoughts/OpenThoughts-114k`")
-    config: str | None = Field(default=None, max_length=200)
-    split: str = Field(default="train", min_length=1, max_length=200)
-    revision: str | None = Field(default=None, max_length=200, description="branch, tag or commit; the newest without")
+    config: Storable | None = Field(default=None, max_length=200)
+    split: Storable = Field(default="train", min_length=1, max_length=200)
+    revision: Storable | None = Field(
+        default=None, max_length=200, description="branch, tag or commit; the newest without"
+    )
 
 
 class Source(Request):
@@ -237,10 +246,10 @@ class Source(Request):
     )
     hub: HubSource | None = None
     format: SourceFormat | None = Field(default=None, description="of upload or path; told by name or content without")
-    columns: dict[str, str] = Field(
+    columns: dict[str, Storable] = Field(
         default_factory=dict, description="names in the file by name here: {'question': 'prompt', 'answer': 'solution'}"
     )
-    limit: int | None = Field(default=None, ge=1, description="read so many rows at most")
+    limit: int | None = Field(default=None, ge=1, lt=2**63, description="read so many rows at most")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -263,7 +272,7 @@ class Sampling(Request):
     """How explanations are sampled. The log-probs serve the KL term only with top_p 1 and no top_k."""
 
     max_tokens: int | None = Field(
-        default=None, ge=1, description="budget of one explanation; the teacher's if left out"
+        default=None, ge=1, lt=MAX_TOKENS, description="budget of one explanation; the teacher's if left out"
     )
     temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False, description="0.7 in the paper")
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -294,9 +303,10 @@ class Selection(Request):
     context: int | None = Field(
         default=None,
         ge=1,
+        lt=MAX_TOKENS,
         description="the student's context in its tokens: leave out rows whose text is longer",
     )
-    without_flags: list[str] = Field(
+    without_flags: list[Storable] = Field(
         default_factory=list, max_length=50, description="leave out samples that carry one of these, such as `leak`"
     )
     weights: Weights | None = Field(default=None, description="rank, and bound, by this reward instead")
@@ -324,9 +334,11 @@ class RerankRequest(Request):
 class RescoreRequest(Request):
     """The samples of a finished build, scored again; the best by that score become a new version."""
 
-    student: str | None = Field(default=None, description="name of a served student; the server's default if left out")
+    student: Storable | None = Field(
+        default=None, description="name of a served student; the server's default if left out"
+    )
     spec: Preset | SpecRequest = Field(default=Preset.rlt, description="the reward")
-    format: str | None = Field(default=None, description="name of a prompt format; the first build's if left out")
+    format: Storable | None = Field(default=None, description="name of a prompt format; the first build's if left out")
     selection: Selection = Field(default_factory=Selection)
     priority: int = Field(default=0, ge=0, le=9, description="9 goes first")
 
@@ -338,7 +350,9 @@ class RetryRequest(Request):
         default_factory=lambda: [GenStatus.engine_error, GenStatus.cancelled], min_length=1
     )
     score_errors: bool = Field(default=False, description="score again what could not be scored; generates nothing")
-    max_tokens: int | None = Field(default=None, ge=1, description="another budget, such as for truncated ones")
+    max_tokens: int | None = Field(
+        default=None, ge=1, lt=MAX_TOKENS, description="another budget, such as for truncated ones"
+    )
 
 
 class PriorityRequest(Request):
@@ -359,9 +373,13 @@ class BuildRequest(Request):
     n: int = Field(default=4, ge=1, le=MAX_SAMPLES_PER_PROBLEM, description="samples of each problem")
     sampling: Sampling = Field(default_factory=Sampling)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    format: str | None = Field(default=None, description="name of a prompt format; the servers' default if left out")
-    policy: str | None = Field(default=None, description="name of a served policy; the active one if left out")
-    student: str | None = Field(default=None, description="name of a served student; the server's default if left out")
+    format: Storable | None = Field(
+        default=None, description="name of a prompt format; the servers' default if left out"
+    )
+    policy: Storable | None = Field(default=None, description="name of a served policy; the active one if left out")
+    student: Storable | None = Field(
+        default=None, description="name of a served student; the server's default if left out"
+    )
     spec: Preset | SpecRequest = Field(default=Preset.rlt, description="the reward")
     selection: Selection = Field(default_factory=Selection)
     keep_tokens: bool = Field(

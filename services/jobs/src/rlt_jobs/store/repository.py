@@ -8,7 +8,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Row, and_, exists, func, insert, or_, select, text, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    CursorResult,
+    Row,
+    and_,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import NotFound
@@ -238,5 +252,5 @@ async def versions(
     query = query.where(Version.dataset_id == dataset_id, Version.deleted_at.is_(None))
     query = query.order_by(Version.number.desc()).limit(limit)
     if below is not None:
-        query = query.where(Version.number < below)
+        query = query.where(Version.number < literal(below, BigInteger))  # a cursor may hold any number
     return (await session.execute(query)).all()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pydantic_core
 
-from rlt_jobs.builds.sources.rows import Position, Row, SourceError
+from rlt_jobs.builds.sources.rows import Position, Row, SourceError, listed, repeated
 
 __all__ = ["BATCH_ROWS", "kept_columns", "rows_of"]
 
@@ -21,9 +21,8 @@ def kept_columns(schema: pa.Schema) -> list[str]:
     Raises:
         SourceError: a column that stands there twice.
     """
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise SourceError("duplicate_columns", f"columns that are there twice: {', '.join(map(repr, twice))}")
+    if twice := repeated(schema.names):
+        raise SourceError("duplicate_columns", f"columns that are there twice: {listed(twice)}")
     return [field.name for field in schema if not _holds_bytes(field.type)]
 
 
@@ -36,10 +35,24 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def rows_of(batch: pa.RecordBatch, before: int) -> Iterator[Row]:
     """The rows of a batch that `before` rows come before. What JSON cannot hold becomes text, NaN becomes null."""
     odd = [field.name for field in batch.schema if not _is_plain(field.type)]
-    for line, values in enumerate(batch.to_pylist(), before + 1):
-        for name in odd:
-            values[name] = _jsonable(values[name])
-        yield Row(line, values, "", Position(line, 0))
+    try:
+        for line, values in enumerate(_values(batch, odd), before + 1):
+            yield Row(line, values, "", Position(line, 0))
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a time that no calendar has
+        if batch.num_rows == 1:
+            line = before + 1
+            yield Row(line, None, f"cannot be read: {error}", Position(line, 0))
+            return
+        for row in range(batch.num_rows):
+            yield from rows_of(batch.slice(row, 1), before + row)
+
+
+def _values(batch: pa.RecordBatch, odd: list[str]) -> list[dict[str, Any]]:
+    """Raises `ValueError` and `OverflowError` for what Python has no value for."""
+    rows = batch.to_pylist()
+    for values in rows:
+        values.update((name, _jsonable(values[name])) for name in odd)
+    return rows
 
 
 def _is_plain(kind: pa.DataType) -> bool:

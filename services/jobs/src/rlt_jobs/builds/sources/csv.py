@@ -9,9 +9,13 @@ from typing import IO
 from rlt_client.schemas.builds import BuildKind, Source
 from rlt_jobs.builds.sources import lines
 from rlt_jobs.builds.sources.lines import Lines
-from rlt_jobs.builds.sources.rows import START, Position, Row, SourceError, check_columns
+from rlt_jobs.builds.sources.rows import START, Position, Row, SourceError, check_columns, listed, repeated
 
 __all__ = ["rows"]
+
+
+_BROKEN = '"x'
+"""What no quoted field may hold, and only there does a record go on in another line: the reader gives it up."""
 
 
 def rows(file: IO[bytes], at: Position, source: Source, kind: BuildKind) -> Iterator[Row]:
@@ -54,9 +58,8 @@ def _names(header: _Records) -> list[str]:
         raise SourceError("bad_header", f"the header is {error}") from error
     if names is None:
         raise SourceError("empty_source", "the file has no header line")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SourceError("duplicate_columns", f"columns that stand in the header twice: {', '.join(map(repr, twice))}")
+    if twice := repeated(names):
+        raise SourceError("duplicate_columns", f"columns that stand in the header twice: {listed(twice)}")
     return names
 
 
@@ -70,6 +73,8 @@ class _Records:
     def __init__(self, file: IO[bytes], at: Position) -> None:
         self._lines = Lines(file, at)
         self._why = ""
+        self._size = 0
+        """Bytes of this record so far."""
         self._reader = csv.reader(self._text(), strict=True)
 
     @property
@@ -78,7 +83,7 @@ class _Records:
 
     def read(self) -> list[str] | None:
         """The next record's fields, [] for a blank line, None at the end. Raises `ValueError` with what is wrong."""
-        self._why = ""
+        self._why, self._size = "", 0
         try:
             fields = next(self._reader, None)
         except csv.Error as error:
@@ -89,6 +94,11 @@ class _Records:
 
     def _text(self) -> Iterator[str]:
         while raw := self._lines.read():
+            self._size += len(raw)
+            if self._size > lines.MAX_LINE:
+                self._why = f"a row is longer than {lines.MAX_LINE} bytes: is a quote not closed?"
+                yield _BROKEN
+                continue
             if self._lines.too_long:
                 self._why = f"a line is longer than {lines.MAX_LINE} bytes"
             try:

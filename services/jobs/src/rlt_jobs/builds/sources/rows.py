@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rlt_client.errors import RLTError
 from rlt_client.schemas.builds import BuildKind, Source
 
-__all__ = ["START", "TEXTS", "Position", "Row", "SourceError", "check_columns", "column_of"]
+__all__ = ["START", "TEXTS", "Position", "Row", "SourceError", "check_columns", "column_of", "listed", "repeated"]
 
 TEXTS = ("question", "answer", "system", "explanation")
+MOST_NAMES = 100  # of columns in a message
+MOST_NAME = 100  # characters of each
 
 
 class SourceError(RLTError):
@@ -51,11 +54,22 @@ def column_of(source: Source, name: str) -> str:
     return source.columns.get(name, name)
 
 
-def check_columns(names: Collection[str], source: Source, kind: BuildKind) -> None:
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those that stand there more than once."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+def listed(names: Sequence[str]) -> str:
+    """For people, who read the first few: a hostile header has millions."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(repr(name[:MOST_NAME]) for name in names[:MOST_NAMES]) + more
+
+
+def check_columns(names: Sequence[str], source: Source, kind: BuildKind) -> None:
     """Refuse a source that lacks what every row needs, or a column that was named. Raises `SourceError`."""
     needed = {"question", "explanation" if kind is BuildKind.score else "answer"}
     wanted = {name: column_of(source, name) for name in TEXTS if name in needed | source.columns.keys()}
     missing = [f"{column!r} (for {name})" for name, column in wanted.items() if column not in names]
     if missing:
-        there = ", ".join(map(repr, names))
-        raise SourceError("missing_columns", f"there is no column {', '.join(missing)}; the columns are {there}")
+        there = f"the columns are {listed(names)}"
+        raise SourceError("missing_columns", f"there is no column {', '.join(missing)}; {there}")
