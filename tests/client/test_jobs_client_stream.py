@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from rlt_client import AsyncJobsClient, JobsClient
 from rlt_client import jobs as jobs_module
-from rlt_client.errors import Conflict, NotFound, ProtocolError
+from rlt_client.errors import Conflict, NotFound, ProtocolError, TransportError
 from rlt_client.jobs import StreamSilent
 from rlt_client.schemas.builds import (
     Build,
@@ -65,8 +66,6 @@ class Endless(httpx.AsyncByteStream):
         self._frames = frames
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        import asyncio
-
         for each in self._frames:
             yield each
         await asyncio.Event().wait()
@@ -286,3 +285,20 @@ async def test_an_upload_says_what_it_is(name: str, kind: str, tmp_path: Any) ->
 def test_the_blocking_twin_has_every_call() -> None:
     public = {name for name in vars(AsyncJobsClient) if not name.startswith("_")}
     assert public <= set(dir(JobsClient))
+
+
+async def test_watching_gives_up_on_a_service_that_does_not_come_back() -> None:
+    came = False
+
+    async def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal came
+        if came:
+            raise httpx.ConnectError("refused")
+        came = True
+        return reply(Broken(frame("progress", a_build())))
+
+    transport = httpx.MockTransport(answer)
+    async with AsyncJobsClient("http://jobs", transport=transport, deadline=5, patience=0.1) as jobs:
+        with pytest.raises(TransportError, match="refused"):
+            async with asyncio.timeout(5):
+                [each async for each in jobs.watch(1)]

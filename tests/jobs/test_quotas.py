@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -106,6 +107,15 @@ async def test_uploads_are_refused_before_and_after_they_came_and_leave_nothing(
         await api.upload(row * 2)
     assert sorted(entry.uri for entry in services.store.list("uploads/")) == before
     await api.upload(row)
+
+
+async def test_uploads_that_end_together_are_counted_in_turn(limited: Any, services: Services) -> None:
+    row = b'{"question": "Q", "answer": "A"}\n'
+    api = await limited(upload_bytes=2 * len(row))
+    before = len(list(services.store.list("uploads/")))
+    found = await asyncio.gather(*(api.upload(row) for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(each, Forbidden) for each in found) == 2
+    assert len(list(services.store.list("uploads/"))) == before + 2
 
 
 async def test_an_import_that_is_larger_than_the_quota_fails_with_the_numbers_and_can_be_resumed(

@@ -173,15 +173,18 @@ class AsyncJobsClient(ServiceClient):
 
         Raises:
             StreamSilent: nothing came at all within `FIRST` seconds; something between may hold events back.
+            TransportError: the service was not reached again within the client's patience.
         """
         first = True
         while True:
             headers = {} if last_event is None else {"last-event-id": str(last_event)}
+            opened = False
             try:
                 async with (
                     self._http.stream("GET", f"/builds/{id}/stream", headers=headers, retry=True) as response,
                     aclosing(read_events(response, until=math.inf, idle=FIRST if first else idle)) as events,
                 ):
+                    opened = True
                     async for event in events:
                         each = _news(event)
                         if each is None:
@@ -194,6 +197,8 @@ class AsyncJobsClient(ServiceClient):
             except TransportError as error:
                 if first:
                     raise StreamSilent(str(error)) from error
+                if not opened:
+                    raise
             await asyncio.sleep(AGAIN)
 
     async def pause(self, id: int) -> Build:

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.errors import InvalidRequest, PayloadTooLarge
+from rlt_client.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import SourceFormat
 from rlt_jobs import pages
@@ -56,9 +56,13 @@ class StoreService:
                 await self._write(pending.writer, part)
                 tail, part = (tail + part)[-4:], await anext(parts, b"")
             kinds.check_end(format, tail)
-            await self._admit(owner, pending.writer.size)
-        async with self._database.begin() as session:
-            row = await repository.add_upload(session, upload_id, owner, name, pending.stored, format)
+        try:
+            async with self._database.begin() as session:  # in one: uploads that end together are counted in turn
+                await quotas.admit_upload(session, self._settings, owner, pending.stored.bytes)
+                row = await repository.add_upload(session, upload_id, owner, name, pending.stored, format)
+        except Forbidden:
+            await asyncio.to_thread(self._store.remove, pending.uri)
+            raise
         return _upload_view(row)
 
     async def _admit(self, owner: str, size: int) -> None:
