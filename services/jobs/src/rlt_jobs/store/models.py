@@ -76,7 +76,7 @@ class Version(Base):
     dataset_id: Mapped[int] = mapped_column(ForeignKey("datasets.id"))
     number: Mapped[int]
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
-    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))
+    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"), index=True)
     selection: Mapped[dict[str, Any]]
     scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id"))
     manifest_uri: Mapped[str]

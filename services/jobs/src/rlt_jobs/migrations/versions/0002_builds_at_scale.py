@@ -92,6 +92,7 @@ def upgrade() -> None:
     op.add_column("uploads", sa.Column("deleted_at", TIME, nullable=True))
     op.create_index("ix_uploads_owner", "uploads", ["owner", "created_at", "id"])
     op.add_column("versions", sa.Column("deleted_at", TIME, nullable=True))
+    op.create_index(op.f("ix_versions_build_id"), "versions", ["build_id"])
     op.create_table(
         "exports",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -114,6 +115,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("exports")
+    op.drop_index(op.f("ix_versions_build_id"), table_name="versions")
     op.drop_column("versions", "deleted_at")
     op.drop_index("ix_uploads_owner", table_name="uploads")
     op.drop_column("uploads", "deleted_at")
