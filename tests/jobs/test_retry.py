@@ -140,7 +140,7 @@ async def test_counters_stay_sums_of_what_there_is(services: Services, ended: En
         samples = select(Sample.gen_status, func.count()).where(Sample.build_id == build_id)
         by_status = {s.value: c for s, c in await session.execute(samples.group_by(Sample.gen_status))}
         scores = select(Score.status, func.count()).where(Score.build_id == build_id).group_by(Score.status)
-        by_score = {status: count for status, count in (await session.execute(scores)).tuples()}
+        by_score = dict((await session.execute(scores)).tuples().all())
     assert by_status == {"complete": 12} == {name: count for name, count in found.gen.items() if count}
     assert by_score == {ScoreStatus.scored: 12}
     assert (found.scored, found.score_error) == (12, 0)
