@@ -151,19 +151,25 @@ def _version(world: World, expected: Expected) -> Iterator[str]:
     if len(versions) != 1:
         yield f"there are {len(versions)} versions"
     version = versions[0]
-    manifest = pq.read_table(world.disk.store / version["manifest"]["uri"]).to_pylist()
+    manifest = _rows(world, version["manifest"]["uri"])
     chosen = {row["problem"]: (row["problem"], row["sample_idx"]) for row in manifest}
     if chosen != expected.best or len(manifest) != len(expected.best) or version["rows"] != len(manifest):
         yield f"the manifest has {len(manifest)} rows (the version says {version['rows']}) of {len(expected.best)}"
     texts = {
         (row["problem"], row["sample_idx"]): row["explanation"]
         for file in version["files"]
-        for row in pq.read_table(world.disk.store / file["uri"]).to_pylist()
+        for row in _rows(world, file["uri"])
     }
     if texts != expected.texts:
         differing = [key for key in expected.texts if texts.get(key) != expected.texts[key]]
         yield f"{len(differing)} texts in the version's files are not right, such as that of {differing[:3]}"
     yield from _export(world, expected, version["id"])
+
+
+def _rows(world: World, uri: str) -> list[dict[str, Any]]:
+    with world.store.open(uri) as file:
+        found: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        return found
 
 
 def _export(world: World, expected: Expected, version: int) -> Iterator[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,20 +19,24 @@ from chaos.world import TIMES, World
 from rlt_jobs.builds.spec import sample_seed
 from rlt_local.databases import SUPERUSER, Program, prepare_postgres
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROBLEMS, N, SEED = 600, 4, 3
 MACHINES = {"worker-1": "node-a", "worker-2": "node-b"}
-PATIENCE = 120.0
+PATIENCE = 300.0  # a busy machine: half a minute is enough on a quiet one
 
 
 class Cluster(World):
     """The workers on machines of their own; everything else on this one, reached over the network only."""
 
-    def __init__(self, folder: Path, network: Network) -> None:
+    def __init__(self, folder: Path, network: Network, bucket: dict[str, str] | None) -> None:
         super().__init__(folder)
         self.network = network
         self.host = network.host
+        self._bucket = bucket
+
+    def _store_settings(self) -> dict[str, Any]:
+        return self._bucket or super()._store_settings()
 
     def _databases(self) -> list[Program]:
         _, valkey = super()._databases()
@@ -59,12 +65,34 @@ class Cluster(World):
         return {row[0] for row in self.query(running, f"{machine}:%")}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(params=["folder", "s3"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     if reason := why_not():
         pytest.skip(reason)
-    with Network(*MACHINES.values()) as network, Cluster(tmp_path / "world", network) as made:
-        yield made
+    with ExitStack() as stack:
+        network = stack.enter_context(Network(*MACHINES.values()))
+        bucket = stack.enter_context(_bucket(network.host, monkeypatch)) if request.param == "s3" else None
+        yield stack.enter_context(Cluster(tmp_path / "world", network, bucket))
+
+
+@contextmanager
+def _bucket(host: str, environment: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Moto's server on the bridge, and the settings of a store in a bucket of it; any key will do."""
+    import s3fs
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer  # slow to import: only who needs it waits
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        environment.setenv(name, "test")
+    environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    environment.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no look for credentials outside
+    server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = f"http://{host}:{server.get_host_and_port()[1]}"
+        s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir("rlt")
+        yield {"store": "s3://rlt/store", "store_endpoint": endpoint}
+    finally:
+        server.stop()
 
 
 def test_a_machine_that_falls_off_the_net_for_longer_than_a_lease_doubles_nothing(cluster: Cluster) -> None:

@@ -19,6 +19,7 @@ from chaos.parts import Disk, Part, free_port, python
 from chaos.schedule import Act, Kind
 
 from rlt_jobs import migrate
+from rlt_jobs.store.files import Store
 from rlt_local.databases import Program, prepare_postgres, prepare_valkey
 
 __all__ = ["World"]
@@ -115,12 +116,20 @@ class World:
             "redis_url": self.parts["valkey"].program.url,
             "teacher_url": f"http://{self.host}:{teacher}",
             "reward_url": f"http://{self.host}:{reward}",
-            "store": self.disk.store,
+            **self._store_settings(),
             "port": api,
             **TIMES,
             **SIZES,
         }
         return {f"RLT_JOBS_{name}".upper(): str(value) for name, value in given.items()}
+
+    def _store_settings(self) -> dict[str, Any]:
+        return {"store": self.disk.store}
+
+    @property
+    def store(self) -> Store:
+        given = self._store_settings()
+        return Store(given["store"], endpoint_url=given.get("store_endpoint"))
 
     @property
     def database_url(self) -> str:
