@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any, Final
+from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -265,7 +266,7 @@ class AsyncJobsClient(ServiceClient):
 
     async def versions(self, dataset: str, *, page: int = 100) -> AsyncIterator[Version]:
         """Versions of a data set, newest first."""
-        async for each in self._pages(f"/datasets/{dataset}/versions", VersionPage, limit=page):
+        async for each in self._pages(f"/datasets/{quote(dataset, safe='')}/versions", VersionPage, limit=page):
             for version in each.items:
                 yield version
 

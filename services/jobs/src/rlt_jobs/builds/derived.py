@@ -116,18 +116,8 @@ class DerivedBuilds:
             **values,
         )
         if build is None:
-            return await self._before(session, of.owner, key, hashed)
+            return await repository.build_of_key(session, of.owner, key, hashed)
         await admit_build(session, self._settings, of.owner, but=build.id)
-        return build
-
-    async def _before(self, session: AsyncSession, owner: str, key: str | None, hashed: bytes) -> Build:
-        build = await session.scalar(select(Build).where(Build.owner == owner, Build.idempotency_key == key))
-        assert build is not None
-        if build.request_hash != hashed:
-            raise InvalidRequest(
-                f"this Idempotency-Key was used for build {build.id}, which asks for something else",
-                type="idempotency_key_reused",
-            )
         return build
 
     async def _cut(self, session: AsyncSession, build: Build) -> None:

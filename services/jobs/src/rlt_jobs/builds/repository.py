@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.errors import Conflict, NotFound
+from rlt_client.errors import Conflict, InvalidRequest, NotFound
 from rlt_client.schemas.builds import BuildProblem, BuildState, ShardState
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Scorer, Shard
@@ -45,6 +45,7 @@ __all__ = [
     "add_engines",
     "add_events",
     "add_problems",
+    "build_of_key",
     "dataset_id",
     "find_build",
     "insert_build",
@@ -89,6 +90,18 @@ async def insert_build(session: AsyncSession, **values: Any) -> Build | None:
         .returning(Build)
     )
     return await session.scalar(made)
+
+
+async def build_of_key(session: AsyncSession, owner: str, key: str | None, request_hash: bytes) -> Build:
+    """The build that this Idempotency-Key was used for. Raises `InvalidRequest` where it asked for something else."""
+    build = await session.scalar(select(Build).where(Build.owner == owner, Build.idempotency_key == key))
+    assert build is not None
+    if build.request_hash != request_hash:
+        raise InvalidRequest(
+            f"this Idempotency-Key was used for build {build.id}, which asks for something else",
+            type="idempotency_key_reused",
+        )
+    return build
 
 
 async def find_build(session: AsyncSession, build_id: int, owner: str) -> Build:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rlt_client.errors import InvalidRequest
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState, SampleSort
 from rlt_jobs import pages
@@ -49,7 +47,7 @@ class BuildService:
         async with self._database.begin() as session:
             build = await self._insert(session, owner, request, key)
             if build is None:
-                build = await self._before(session, owner, request, key)
+                build = await repository.build_of_key(session, owner, key, request_hash(request))
             else:
                 await quotas.admit_build(session, self._settings, owner, but=build.id)
                 await self._begin(session, build, problems, deduplicate=request.deduplicate)
@@ -93,16 +91,6 @@ class BuildService:
             request_hash=request_hash(request),
             upload_id=upload_id,
         )
-
-    async def _before(self, session: AsyncSession, owner: str, request: BuildRequest, key: str | None) -> Build:
-        build = await session.scalar(select(Build).where(Build.owner == owner, Build.idempotency_key == key))
-        assert build is not None
-        if build.request_hash != request_hash(request):
-            raise InvalidRequest(
-                f"this Idempotency-Key was used for build {build.id}, which asks for something else",
-                type="idempotency_key_reused",
-            )
-        return build
 
     async def get(self, owner: str, build_id: int) -> wire.Build:
         async with self._database.begin() as session:
