@@ -58,7 +58,7 @@ def router(reports: Reports, retries: Retries, streams: Streams) -> Router:
         """Ask again for samples that ended so; the build runs on and publishes another version at its end."""
         return await retries.retry(caller.owner, build_id, request)
 
-    @routes.get("/stream", response_class=EventStreamResponse, responses=_STREAM)
+    @routes.get("/stream", status_code=200, response_class=EventStreamResponse, responses=_STREAM)
     async def stream_build(
         build_id: BuildId, caller: Caller, request: Request, last_event: LastEvent = None
     ) -> EventStreamResponse:
