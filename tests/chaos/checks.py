@@ -18,7 +18,7 @@ from chaos.world import World
 
 from rlt_client.schemas.common import GenStatus
 
-__all__ = ["Expected", "wrong"]
+__all__ = ["Expected", "store_wrong", "wrong"]
 
 QUIET_SECONDS = 20.0  # for messages of the last moment to be sent
 Key = tuple[int, int]
@@ -47,7 +47,7 @@ class Expected:
 def wrong(world: World, expected: Expected) -> list[str]:
     """Every broken promise, in words."""
     found = []
-    for check in (_api, _samples, _scores, _counters, _shards, _left_over, _events, _version, _store):
+    for check in (_api, _samples, _scores, _counters, _shards, _left_over, _events, _version):
         try:
             found += [f"{expected.dataset}: {line}" for line in check(world, expected)]
         except (psycopg.Error, httpx.HTTPError, OSError, LookupError, ValueError) as error:
@@ -181,8 +181,7 @@ def _export(world: World, expected: Expected, version: int) -> Iterator[str]:
         yield f"the export has {len(said)} rows of {len(right)}, or others"
 
 
-def _store(world: World, expected: Expected) -> Iterator[str]:
+def store_wrong(world: World) -> list[str]:
     """`rlt-jobs check`: every checksum, and every sample at its row."""
     done = subprocess.run(world.command("check"), capture_output=True, text=True, check=False)
-    if done.returncode:
-        yield f"rlt-jobs check: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return [f"rlt-jobs check: {done.stdout[-2000:]}{done.stderr[-2000:]}"] if done.returncode else []

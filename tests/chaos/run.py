@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 import psycopg
-from chaos.checks import Expected, wrong
+from chaos.checks import Expected, store_wrong, wrong
 from chaos.schedule import Act, Size, schedule
 from chaos.stand_in import said
 from chaos.world import World
@@ -55,7 +55,7 @@ def run(seed: int, size: Size, folder: Path, *, say: Callable[[str], None] = lam
     """Do it all. `report.wrong` is empty if every promise was kept; otherwise the folder keeps logs and files."""
     report = Report(seed, size.samples)
     began = time.monotonic()
-    with World(folder) as world:
+    with World(folder, size.programs) as world:
         chaos = _Chaos(world, seed, size, report, say)
         try:
             chaos.run()
@@ -91,6 +91,7 @@ class _Chaos:
         finally:
             self._visitor.stop()
         self._report.wrong += [*dict.fromkeys(self._visitor.wrong), *self._world.ended_by_themselves()]
+        self._report.wrong += store_wrong(self._world)
         if len(self._builds) == BUILDS:
             self._report.wrong += [line for one in self._expected() for line in wrong(self._world, one)]
         self._report.lives = sum(part.lives for part in self._world.parts.values())

@@ -55,6 +55,7 @@ class Size:
         span: seconds in which something is struck.
         acts: how many times; at least one of each (kind, target) of `must`.
         down: seconds of an outage, from and to.
+        programs: of the service that run.
     """
 
     problems: int
@@ -64,6 +65,7 @@ class Size:
     acts: int
     down: tuple[float, float]
     must: tuple[tuple[Kind, str], ...]
+    programs: tuple[str, ...] = (*APIS, *RELAYS, *WORKERS)
 
     @property
     def samples(self) -> int:
@@ -94,6 +96,7 @@ SHORT = Size(
         (Kind.restart, "postgres"),
         (Kind.double, "outbox"),
     ),
+    programs=("api", "relay-1", "worker-1"),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chaos.checks import Expected, wrong
+from chaos.checks import Expected, store_wrong, wrong
 from chaos.network import Network, why_not
 from chaos.stand_in import said
 from chaos.world import TIMES, World
@@ -114,6 +114,7 @@ def test_a_machine_that_falls_off_the_net_for_longer_than_a_lease_doubles_nothin
     _until(lambda: _state(cluster, build) in ("done", "failed"), cluster)
     texts = {(p, s): said(f"Q{p}", sample_seed(SEED, p, s, 0)) for p in range(PROBLEMS) for s in range(N)}
     assert wrong(cluster, Expected(build, "shared", texts, bad_rows=0)) == []
+    assert store_wrong(cluster) == []
     done = {name: cluster.logs()[name].count('"shard done"') for name in MACHINES}
     assert min(done.values()) > 0, done
 

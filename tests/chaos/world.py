@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpx
 import psycopg
 import redis
 from chaos.parts import Disk, Part, free_port, python
-from chaos.schedule import Act, Kind
+from chaos.schedule import FULL, Act, Kind
 
 from rlt_jobs import migrate
 from rlt_jobs.store.files import Store
@@ -51,8 +52,9 @@ class World:
     host = "127.0.0.1"
     """Where teacher, reward server and broker listen."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Sequence[str] = FULL.programs) -> None:
         self.folder = folder.resolve()
+        self._names = programs
         self.disk = Disk(self.folder / "disk")
         self.parts: dict[str, Part] = {}
         self.api = ""
@@ -99,7 +101,7 @@ class World:
         self.api = f"http://127.0.0.1:{api}"
         self.env = self._settings(teacher, reward, api)
         servers = [self._stand_in("teacher", teacher), self._stand_in("reward", reward)]
-        return [*servers, *map(self._jobs, ("api", "relay-1", "relay-2", "worker-1", "worker-2"))]
+        return [*servers, *map(self._jobs, self._names)]
 
     def _stand_in(self, name: str, port: int) -> Program:
         url, args = f"http://{self.host}:{port}/readyz", (str(port), str(LATENCY), self.host)
