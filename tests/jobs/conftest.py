@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.errors import APIError
-from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState
+from rlt_client.schemas.builds import MAX_INLINE_PROBLEMS, BuildProblem, BuildRequest, BuildState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
@@ -62,7 +62,8 @@ async def make_build(database: Database) -> MakeBuild:
     ) -> int:
         given = {"explanation": "because"} if options.get("kind") == "score" else {}
         rows = [BuildProblem(question=f"Q{i}", answer=f"A{i}", **given) for i in range(problems)]
-        request = BuildRequest(dataset=f"set-{uuid.uuid4().hex}", problems=rows, n=n, **options)
+        shown = rows[:MAX_INLINE_PROBLEMS]
+        request = BuildRequest(dataset=f"set-{uuid.uuid4().hex}", problems=shown, n=n, **options)
         spec = Spec.of(request)
         async with database.begin() as session:
             build = await repository.insert_build(

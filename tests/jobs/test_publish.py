@@ -289,3 +289,17 @@ async def test_the_check_finds_what_is_wrong(services: Services, worked: Worked)
     path = Path(services.store.url) / file.uri
     path.write_bytes(path.read_bytes()[:-1])
     assert any("not what was written" in finding for finding in await whole(services))
+
+
+async def test_a_lost_file_ends_the_build_with_its_name(services: Services, worked: Worked) -> None:
+    build_id = await worked(problems=2, n=2)
+    async with services.database.begin() as session:
+        uri = await session.scalar(select(File.uri).where(File.build_id == build_id))
+    assert uri is not None
+    services.store.remove(uri)
+    await publish(services, build_id)
+    ended = await build(services, build_id)
+    assert ended.state is BuildState.failed
+    assert ended.error is not None
+    assert ended.error["type"] == "store_damaged"
+    assert uri in ended.error["detail"]

@@ -19,6 +19,7 @@ from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.lifecycle import ENDED, expect_ended
 from rlt_jobs.builds.models import Build, Event, Scorer, Shard
+from rlt_jobs.builds.quotas import admit_build
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.ringing import ring_shards
@@ -139,13 +140,14 @@ async def _go_on(session: AsyncSession, build: Build, request: RetryRequest) -> 
 
 class Retries:
     def __init__(self, settings: Settings, database: Database, builds: BuildService) -> None:
-        self._size = settings.shard_samples
+        self._settings = settings
         self._database = database
         self._builds = builds
 
     async def retry(self, owner: str, build_id: int, request: RetryRequest) -> wire.Build:
-        """Raises `NotFound` and `Conflict`."""
+        """Raises `NotFound`, `Conflict`, and `Forbidden` where too many of the owner's builds are open already."""
         async with self._database.begin() as session:
             build = await repository.lock_build(session, build_id, owner)
-            await retry(session, build, request, shard_samples=self._size)
+            await retry(session, build, request, shard_samples=self._settings.shard_samples)
+            await admit_build(session, self._settings, owner, but=build.id)
         return await self._builds.get(owner, build_id)

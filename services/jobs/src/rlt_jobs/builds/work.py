@@ -166,9 +166,9 @@ class _Shift:
         reason = f"{type(error).__name__}: {error}"
         most = self._services.settings.max_barren
         async with self._services.database.begin() as session:
-            if isinstance(error, Misconfigured):
-                await lifecycle.fail(session, lease.build_id, error.problem)
             await give_back(session, lease, blameless=blameless, max_barren=most, error=reason)
+            if isinstance(error, Misconfigured):  # locks are taken in one order: shard, then build
+                await lifecycle.fail(session, lease.build_id, error.problem)
             if hindered := self._services.servers.hindered():
                 await stalls.stall_all(session, *hindered)
             elif isinstance(error, Stopped):

@@ -58,6 +58,9 @@ async def _patiently(services: Services, publisher: _Publisher) -> None:
                 raise Stopped(f"publishing waited for too long: {error}") from error
             log.warning("publishing waits: %s", error)
             await asyncio.sleep(PAUSE)
+        except Damaged as error:  # nobody else would find it whole
+            detail = f"{error}; the samples' scores can be read all the same"
+            return await publisher.fail(ProblemDetails(type="store_damaged", title="A file is damaged", detail=detail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class _Publisher:
         try:
             manifest = await self._select(build, max(1, RANKED // build.n))
         except InvalidRequest as error:
-            await self._fail(error.problem())
+            await self.fail(error.problem())
             return
         if manifest.rows:
             await self._record(build, manifest)
@@ -190,9 +193,9 @@ class _Publisher:
         )
         if reason is not None:
             detail += f". {reason[1]} could not be scored: {reason[0]}"
-        await self._fail(ProblemDetails(type="nothing_selected", title="Nothing to publish", detail=detail))
+        await self.fail(ProblemDetails(type="nothing_selected", title="Nothing to publish", detail=detail))
 
-    async def _fail(self, problem: ProblemDetails) -> None:
+    async def fail(self, problem: ProblemDetails) -> None:
         async with self._database.begin() as session:
             await hold_build(session, self._id, self._token)
             await lifecycle.fail(session, self._id, problem)
