@@ -366,7 +366,7 @@ async def test_what_is_written_is_given_up_when_the_process_ends(slow: Slow, ser
 @pytest_asyncio.fixture(loop_scope="module")
 async def served(module_settings: Settings) -> AsyncIterator[str]:
     app = build_app(module_settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 uvicorn has no event for it
         await asyncio.sleep(0.01)

@@ -179,7 +179,7 @@ async def test_what_waits_for_a_slow_reader_does_not_grow_with_the_number_of_tok
 
 def test_many_streams_are_written_to_less_often():
     """500 streams at 50 ms would be 10,000 writes a second."""
-    assert [interval(streams) for streams in (1, 125, 500)] == [0.05, 0.05, 0.2]
+    assert [interval(streams) for streams in (1, 62, 500)] == [0.05, 0.05, 0.4]
 
 
 async def test_an_empty_take_says_that_nothing_happened():
