@@ -20,9 +20,9 @@ T = TypeVar("T")
 CLIENTS: Final = (1, 16, 64, 500)
 INTERVALS: Final = (4, 1)  # tokens of an event, vLLM's --stream-interval: of one launched on a GPU, and vLLM's default
 TOKENS: Final = 200
-SECONDS: Final = 12.0
-ALONE_S: Final = 25.0  # one stream after the other: 10 first tokens
-ROUNDS: Final = 3
+SECONDS: Final = 8.0
+ALONE_S: Final = 12.0  # one stream after the other: 5 first tokens
+ROUNDS: Final = 2
 
 
 def run(command: str) -> Record:
