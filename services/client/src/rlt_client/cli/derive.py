@@ -8,7 +8,7 @@ import typer
 
 from rlt_client.cli.choices import PresetName, Select, Status
 from rlt_client.cli.connection import DEFAULT_STATE, JobsURL, Key, StateDir, find_service
-from rlt_client.cli.jobs import AsJSON, BuildID, Follow, newest_version, submit
+from rlt_client.cli.jobs import AsJSON, BuildID, Follow, submit, version_meant
 from rlt_client.cli.selecting import AtLeast, AtMost, Context, MinReward, Mode, Rows, Weight, WithoutFlag, selection
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ def rerank(
     chosen = selection(select, k, min_reward, at_least, at_most, context, without_flag, weight)
 
     async def send(jobs: AsyncJobsClient) -> Build:
-        number = version if build is None else await newest_version(jobs, build)
-        return await jobs.rerank(number or 0, chosen)
+        return await jobs.rerank(await version_meant(jobs, build, version), chosen)
 
     submit(find_service("jobs", jobs_url, key, state), send, watch=follow, as_json=as_json)

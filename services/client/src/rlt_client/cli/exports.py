@@ -14,6 +14,7 @@ from typing import Any
 
 from rlt_client.cli import hub
 from rlt_client.cli.errors import CommandFailed
+from rlt_client.cli.jobs import version_meant
 from rlt_client.jobs import AsyncJobsClient
 from rlt_client.schemas.builds import ExportFormat, ExportShape, Version
 
@@ -50,7 +51,7 @@ class Done:
 async def exported(jobs: AsyncJobsClient, wanted: Wanted) -> Done:
     """Raises `CommandFailed`: the build has no version yet, or the folder is there and not empty."""
     version = await _find_version(jobs, wanted.build, wanted.version)
-    path, size = await export_version(jobs, None, version.id, wanted.to, wanted.kind, wanted.shape)
+    path, size = await _written(jobs, version, wanted.to, wanted.kind, wanted.shape)
     return Done(version.id, size, path=f"{path}{'/' if path.is_dir() else ''}")
 
 
@@ -89,7 +90,10 @@ async def export_version(
     Raises:
         CommandFailed: the build has no version yet, or the folder is there and not empty.
     """
-    found = await _find_version(jobs, build, version)
+    return await _written(jobs, await _find_version(jobs, build, version), to, kind, shape)
+
+
+async def _written(jobs: AsyncJobsClient, found: Version, to: Path | None, kind: str, shape: str) -> tuple[Path, int]:
     target = to or Path(f"{found.dataset}-v{found.number}{'' if kind == 'hf' else f'.{kind}'}")
     _make_parent(target)
     if kind != "hf" or target.suffix == ".zip":
@@ -100,12 +104,7 @@ async def export_version(
 
 async def _find_version(jobs: AsyncJobsClient, build: int | None, version: int | None) -> Version:
     """Raises `CommandFailed`: the build has no version yet."""
-    if build is None:
-        return await jobs.version(version or 0)
-    found = await jobs.build(build)
-    if found.version is None:
-        raise CommandFailed(f"build {build} has no version yet: it is {found.state}")
-    return await jobs.version(found.version)
+    return await jobs.version(await version_meant(jobs, build, version))
 
 
 def _make_parent(target: Path) -> None:

@@ -23,11 +23,12 @@ __all__ = [
     "Yes",
     "ask",
     "confirm",
+    "first",
     "follow",
-    "newest_version",
     "print_json",
     "show",
     "submit",
+    "version_meant",
 ]
 
 T = TypeVar("T")
@@ -91,10 +92,12 @@ async def first(items: AsyncIterator[T], limit: int) -> list[T]:
     return found
 
 
-async def newest_version(jobs: AsyncJobsClient, build: int) -> int:
-    """Raises `CommandFailed` where the build has none."""
+async def version_meant(jobs: AsyncJobsClient, build: int | None, version: int | None) -> int:
+    """One of both is given. Raises `CommandFailed` where the build has no version."""
     from rlt_client.cli.errors import CommandFailed
 
+    if build is None:
+        return version or 0
     found = await jobs.build(build)
     if found.version is None:
         raise CommandFailed(f"build {build} has no version yet: it is {found.state}")

@@ -8,9 +8,9 @@ from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import RerankRequest, RescoreRequest
 from rlt_client.schemas.common import Scope
 from rlt_jobs.builds.derived import DerivedBuilds
-from rlt_jobs.builds.endpoints import BuildId, Caller, IdempotencyKey
+from rlt_jobs.builds.endpoints import IdempotencyKey
 from rlt_jobs.builds.service import BuildService
-from rlt_jobs.store.endpoints import VersionId
+from rlt_jobs.parameters import BuildId, Caller, VersionId
 from rlt_service.auth import requires
 from rlt_service.routing import Router
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Header, Path, Query, Response
+from fastapi import Header, Query, Response
 
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildRequest, BuildState, PriorityRequest, SampleSort
@@ -12,13 +12,12 @@ from rlt_client.schemas.common import GenStatus, Scope, ScoreStatus
 from rlt_jobs.builds.browse import SampleFilter
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.pages import Cursor, Limit
-from rlt_service.auth import Principal, requires
+from rlt_jobs.parameters import BuildId, Caller
+from rlt_service.auth import requires
 from rlt_service.routing import Router
 
 __all__ = ["router"]
 
-Caller = Annotated[Principal, requires(Scope.build)]
-BuildId = Annotated[int, Path(ge=1, lt=2**63)]
 IdempotencyKey = Annotated[
     str | None,
     Header(

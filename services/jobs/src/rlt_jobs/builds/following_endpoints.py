@@ -9,10 +9,10 @@ from fastapi import Header, Request
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import RetryRequest
 from rlt_client.schemas.common import Scope
-from rlt_jobs.builds.endpoints import BuildId, Caller
 from rlt_jobs.builds.report import Reports
 from rlt_jobs.builds.retry import Retries
 from rlt_jobs.builds.streaming import Streams
+from rlt_jobs.parameters import BuildId, Caller
 from rlt_service.auth import requires
 from rlt_service.draining import is_closing
 from rlt_service.routing import Router

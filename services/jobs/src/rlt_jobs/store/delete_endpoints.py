@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import Path
-
 from rlt_client.schemas.common import Scope
+from rlt_jobs.parameters import BuildId, Caller, VersionId
 from rlt_jobs.store.deleting import Deletions
-from rlt_service.auth import Principal, requires
+from rlt_service.auth import requires
 from rlt_service.routing import Router
 
 __all__ = ["router"]
-
-Caller = Annotated[Principal, requires(Scope.build)]
-Id = Annotated[int, Path(ge=1, lt=2**63)]
 
 
 def router(deletions: Deletions) -> Router:
     routes = Router(dependencies=[requires(Scope.build)])
 
     @routes.delete("/builds/{build_id}", status_code=204, tags=["builds"])
-    async def delete_build(build_id: Id, caller: Caller) -> None:
+    async def delete_build(build_id: BuildId, caller: Caller) -> None:
         """Of a build that has ended. 409 while a version or another build reads from it."""
         await deletions.build(caller.owner, build_id)
 
     @routes.delete("/versions/{version_id}", status_code=204, tags=["datasets"])
-    async def delete_version(version_id: Id, caller: Caller) -> None:
+    async def delete_version(version_id: VersionId, caller: Caller) -> None:
         """Versions that were derived from it stay as they are. Its number is not used again."""
         await deletions.version(caller.owner, version_id)
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import Path, Request
+from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from rlt_client.schemas.builds import ExportFormat, ExportShape
 from rlt_client.schemas.common import Problem, Scope
+from rlt_jobs.parameters import Caller, VersionId
 from rlt_jobs.store.export import MEDIA_TYPES
 from rlt_jobs.store.exporting import Exported, ExportService
 from rlt_jobs.store.files import Stored
-from rlt_service.auth import Principal, requires
+from rlt_service.auth import requires
 from rlt_service.problems import problem_response
 from rlt_service.routing import Router
 
 __all__ = ["router"]
-
-Caller = Annotated[Principal, requires(Scope.build)]
-VersionId = Annotated[int, Path(ge=1, lt=2**63)]
 
 _RANGE: Final = re.compile(r"bytes=(\d{1,18})?-(\d{1,18})?")
 

@@ -13,14 +13,13 @@ from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import storable
 from rlt_client.schemas.common import FieldError, Scope
 from rlt_jobs.pages import Cursor, Limit
+from rlt_jobs.parameters import Caller, VersionId
 from rlt_jobs.store.service import StoreService
-from rlt_service.auth import Principal, requires
+from rlt_service.auth import requires
 from rlt_service.routing import Router
 
 __all__ = ["router"]
 
-Caller = Annotated[Principal, requires(Scope.build)]
-VersionId = Annotated[int, Path(ge=1, lt=2**63)]
 DatasetName = Annotated[str, Path(max_length=wire.MAX_NAME, pattern=wire.NAME_PATTERN)]
 UploadName = Annotated[str | None, Query(max_length=255, description="for people, such as the file's name")]
 
