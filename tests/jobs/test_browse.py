@@ -142,8 +142,10 @@ async def test_a_page_is_read_from_an_index_and_never_sorted(
         page = Page(sort, descending, SampleFilter(state, status), AFTER[sort], 50)
         async with database.begin() as session:
             await session.execute(AS_INDEXED)
-            bound = samples_query(build, page).compile(
-                dialect=session.get_bind().dialect, compile_kwargs={"literal_binds": True}
+            bound = (
+                samples_query(page.shape)
+                .params(page.values(build))
+                .compile(dialect=session.get_bind().dialect, compile_kwargs={"literal_binds": True})
             )
             plan = "\n".join((await session.scalars(text(f"EXPLAIN {bound}".replace(":", "\\:")))).all())
         assert "Sort  (" not in plan, plan

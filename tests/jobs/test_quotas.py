@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from rlt_client.errors import Forbidden, InvalidRequest, Overloaded
-from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState, Source
+from rlt_client.schemas.builds import BuildProblem, BuildRequest, BuildState, RetryRequest, Source
 from rlt_jobs import quota
 from rlt_jobs.builds import quotas
 from rlt_jobs.builds.importer import run_import
-from rlt_jobs.builds.models import Build
+from rlt_jobs.builds.models import Build, Sample, Shard
 from rlt_jobs.builds.quotas import Quota
+from rlt_jobs.builds.retry import Retries
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.builds.work import Services
 from rlt_jobs.store.models import Upload
@@ -84,6 +85,25 @@ async def test_samples_that_wait_are_counted_without_those_that_are_made(limited
     await api.submit(problems=4)
     with pytest.raises(Forbidden):
         await api.submit()
+
+
+async def test_samples_asked_for_again_are_counted_and_a_refused_retry_changes_nothing(
+    limited: Any, services: Services
+) -> None:
+    api = await limited(queued_samples=4)
+    failed = await api.submit(problems=3)
+    async with services.database.begin() as session:
+        await session.execute(update(Shard).where(Shard.build_id == failed.id).values(engine_error=3, state="done"))
+        await session.execute(update(Build).where(Build.id == failed.id).values(state=BuildState.done))
+        row = {"build_id": failed.id, "sample_idx": 0, "try_": 0, "gen_status": "engine_error", "request_key": b"k"}
+        await session.execute(insert(Sample), [{**row, "problem": problem} for problem in range(3)])
+    waiting = await api.submit(problems=2)
+    retries = Retries(api.settings, services.database, api.builds)
+    with pytest.raises(Forbidden, match=r"with those of this retry 5 of your samples would wait, of 4 at most"):
+        await retries.retry(OWNER, failed.id, RetryRequest())
+    assert (await api.builds.get(OWNER, failed.id)).state is BuildState.done
+    await api.builds.act(OWNER, waiting.id, "cancel")
+    assert (await retries.retry(OWNER, failed.id, RetryRequest())).state is BuildState.running
 
 
 async def test_samples_of_a_day_are_refused_until_later(limited: Any) -> None:

@@ -47,7 +47,7 @@ async def download(http: HTTP, path: str, params: Mapping[str, Any], to: Path) -
     with _held(part) as file:
         size = await _Download(http, path, params, file).run()
         await asyncio.to_thread(os.fsync, file.fileno())
-    part.replace(to)
+        part.replace(to)
     return size
 
 

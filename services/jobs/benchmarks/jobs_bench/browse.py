@@ -141,6 +141,7 @@ async def _plans(database: Database, build_id: int) -> None:
 
 async def explained(session: AsyncSession, build: Build, page: Page) -> str:
     dialect = session.get_bind().dialect
-    query = samples_query(build, page).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    asked = samples_query(page.shape).params(page.values(build))
+    query = asked.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     statement = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) {query}".replace(":", r"\:")
     return "\n".join((await session.scalars(text(statement))).all())

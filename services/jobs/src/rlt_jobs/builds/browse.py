@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, func, select, text, tuple_
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.schemas.builds import BuildState, SampleSort
 from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Score, Scorer, Shard
-from rlt_jobs.builds.orders import Page, SampleFilter, keys
+from rlt_jobs.builds.orders import BUILD, SCORER, Page, SampleFilter, Shape, keys
 from rlt_jobs.store.models import File, Spool, Version
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "BuildRow",
     "Page",
     "SampleFilter",
+    "Shape",
     "builds",
     "events",
     "notes",
@@ -107,19 +109,22 @@ async def samples(
 ) -> Sequence[Row[Sample, Score | None]]:
     """Samples with the score by the build's scorer. By reward, only those that have one."""
     await session.execute(AS_INDEXED)
-    return (await session.execute(samples_query(build, Page(sort, descending, wanted, after, limit)))).all()
+    page = Page(sort, descending, wanted, after, limit)
+    return (await session.execute(samples_query(page.shape), page.values(build))).all()
 
 
-def samples_query(build: Build, page: Page) -> Select[Sample, Score | None]:
-    found = keys(build, page)
+@lru_cache
+def samples_query(page: Shape) -> Select[Sample, Score | None]:
+    """Run with `Page.values`."""
+    found = keys(page)
     optional: type[Score | None] = Score  # an outer join gives None
     here = (found.c.problem, found.c.sample_idx)
-    sample = and_(Sample.build_id == build.data_id, Sample.problem == here[0], Sample.sample_idx == here[1])
+    sample = and_(Sample.build_id == BUILD, Sample.problem == here[0], Sample.sample_idx == here[1])
     score = and_(
-        Score.build_id == build.data_id,
+        Score.build_id == BUILD,
         Score.problem == here[0],
         Score.sample_idx == here[1],
-        Score.scorer_id == build.scorer_id,
+        Score.scorer_id == SCORER,
     )
     query = select(Sample, optional).select_from(found).join(Sample, sample).outerjoin(Score, score)
     return query.order_by(*page.order(*found.c))

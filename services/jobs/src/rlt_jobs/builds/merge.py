@@ -21,6 +21,8 @@ _ENUMS = {"gen_status": "gen_status", "score_status": "score_status"}
 _DEFINED = ", ".join(f"{name} {_ENUMS.get(name, type)}" for name, type in _WHOLE.items())
 _SAMPLE = ("problem", "sample_idx", *rows.OUTCOME)
 
+ANALYZED = 5_000  # rows from which on the planner must know how many they are, or it joins them one by one
+
 # Temporary tables live as long as the connection, so that a merge makes no catalogue rows.
 _ROWS = text(f"CREATE TEMPORARY TABLE IF NOT EXISTS flush_rows ({_DEFINED}) ON COMMIT DELETE ROWS")
 _CHANGED = text("""
@@ -109,7 +111,12 @@ async def merge(
     compress = compressor()
     await copy_rows(session, "flush_rows", _WHOLE, (rows.whole(outcome, compress) for outcome in outcomes))
     ids = {"build": lease.build_id, "shard": lease.shard_id}
+    many = len(outcomes) >= ANALYZED
+    if many:
+        await session.execute(text("ANALYZE flush_rows"))
     await session.execute(_UPSERT, ids)
+    if many:
+        await session.execute(text("ANALYZE flush_changed"))
     if scorer_id is None:
         await session.execute(_UNSCORED)
     for forget in _FORGET:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from rlt_client.errors import Forbidden, Overloaded
-from rlt_client.schemas.builds import BuildKind
+from rlt_client.schemas.builds import BuildKind, ShardState
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds.models import Build, Shard
 from rlt_jobs.database import Base
@@ -20,7 +20,18 @@ from rlt_jobs.store.models import Upload
 if TYPE_CHECKING:
     from rlt_jobs.settings import Settings
 
-__all__ = ["Limits", "Quota", "Used", "admit_build", "admit_samples", "admit_upload", "limits", "set_quota", "used"]
+__all__ = [
+    "Limits",
+    "Quota",
+    "Used",
+    "admit_build",
+    "admit_retry",
+    "admit_samples",
+    "admit_upload",
+    "limits",
+    "set_quota",
+    "used",
+]
 
 OPEN = ("importing", "running", "paused", "finishing")
 COMPUTED = (BuildKind.generate, BuildKind.score, BuildKind.rescore)
@@ -97,7 +108,7 @@ async def admit_build(session: AsyncSession, settings: Settings, owner: str, *, 
     Raises:
         Forbidden: `quota_exceeded`: too many builds are open.
     """
-    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
+    await _one_at_a_time(session, owner)
     most = (await limits(session, settings, owner)).open_builds
     if most is not None and (found := await _open_builds(session, owner, but)) >= most:
         raise _forbidden(f"{found} of your builds are open, of {most} at most: wait for one to end, or cancel one")
@@ -110,6 +121,7 @@ async def admit_samples(session: AsyncSession, settings: Settings, build: Build)
         Forbidden: `quota_exceeded`: more samples would wait than may.
         Overloaded: `quota_exceeded`: more samples than may be asked for in a day; `retry_after` in seconds.
     """
+    await _one_at_a_time(session, build.owner)
     asked = build.problems * build.n
     most = await limits(session, settings, build.owner)
     if most.queued_samples is not None:
@@ -130,16 +142,33 @@ async def admit_samples(session: AsyncSession, settings: Settings, build: Build)
             )
 
 
+async def admit_retry(session: AsyncSession, settings: Settings, build: Build) -> None:
+    """Once a build that runs again has its new shards, which are counted already.
+
+    Raises:
+        Forbidden: `quota_exceeded`: too many builds are open, or more samples would wait than may.
+    """
+    await admit_build(session, settings, build.owner, but=build.id)
+    most = (await limits(session, settings, build.owner)).queued_samples
+    if most is not None and (waiting := await _queued_samples(session, build.owner)) > most:
+        raise _forbidden(f"with those of this retry {waiting} of your samples would wait, of {most} at most")
+
+
 async def admit_upload(session: AsyncSession, settings: Settings, owner: str, size: int) -> None:
     """Before an upload of `size` bytes, or of so many as have come, is kept.
 
     Raises:
         Forbidden: `quota_exceeded`.
     """
-    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
+    await _one_at_a_time(session, owner)
     most = (await limits(session, settings, owner)).upload_bytes
     if most is not None and (kept := await _upload_bytes(session, owner)) + size > most:
         raise _forbidden(f"your uploads take {kept} bytes and this one {size} more, of {most} at most: delete some")
+
+
+async def _one_at_a_time(session: AsyncSession, owner: str) -> None:
+    """Whatever else of this owner is being admitted waits for this transaction: two could pass side by side."""
+    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
 
 
 def _forbidden(detail: str) -> Forbidden:
@@ -153,12 +182,15 @@ async def _open_builds(session: AsyncSession, owner: str, but: int | None = None
 
 
 async def _queued_samples(session: AsyncSession, owner: str, but: int | None = None) -> int:
-    """Of open builds, what has no outcome yet; of those being imported, what was read so far."""
+    """Of open builds, what has no outcome yet or is asked for again; of those being imported, what was read so far."""
     mine = (Build.owner == owner, Build.state.in_(OPEN), Build.id.is_distinct_from(but), Build.kind.in_(COMPUTED))
     asked = await session.scalar(select(func.sum(cast(Build.problems, BigInteger) * Build.n)).where(*mine))
     counters = sum((getattr(Shard, status.value) for status in GenStatus), start=0)
     made = select(func.sum(counters)).join(Build, Build.id == Shard.build_id).where(*mine)
-    return int(asked or 0) - int(await session.scalar(made) or 0)
+    again = select(func.sum(Shard.total)).join(Build, Build.id == Shard.build_id)
+    again = again.where(*mine, Shard.try_ > 0, Shard.state != ShardState.done)
+    waiting = int(asked or 0) - int(await session.scalar(made) or 0)
+    return waiting + int(await session.scalar(again) or 0)
 
 
 async def _samples_today(session: AsyncSession, owner: str, but: int | None = None) -> int:

@@ -198,19 +198,26 @@ class Totals:
 
 _COUNTERS = [status.value for status in GenStatus]
 _SUMS = ("total", *_COUNTERS, "scored", "score_error", "prompt_tokens", "completion_tokens")
+_RATES = ("tokens_per_s", "samples_per_s")
 
 
 async def totals(session: AsyncSession, build_ids: Sequence[int]) -> dict[int, Totals]:
     """Totals by build; a build without shards has none."""
-    sums = [func.coalesce(func.sum(getattr(Shard, name)), 0).label(name) for name in _SUMS]
-    rates = [func.sum(Shard.tokens_per_s).label("tokens_per_s"), func.sum(Shard.samples_per_s).label("samples_per_s")]
-    states = [func.count().filter(Shard.state == state).label(f"shards_{state.value}") for state in ShardState]
-    query = select(Shard.build_id, *sums, *rates, *states).where(Shard.build_id.in_(build_ids)).group_by(Shard.build_id)
-    return {row.build_id: _totals(row) for row in await session.execute(query)}
+    sums = [func.sum(getattr(Shard, name)).label(name) for name in (*_SUMS, *_RATES)]
+    query = select(Shard.build_id, Shard.state, func.count().label("shards"), *sums)
+    query = query.where(Shard.build_id.in_(build_ids)).group_by(Shard.build_id, Shard.state)
+    of_build: dict[int, list[Row[Any]]] = {}
+    for row in await session.execute(query):
+        of_build.setdefault(row.build_id, []).append(row)
+    return {build_id: _totals(rows) for build_id, rows in of_build.items()}
 
 
-def _totals(row: Row[Any]) -> Totals:
-    found = row._mapping
+def _totals(rows: Sequence[Row[Any]]) -> Totals:
+    """Args:
+    rows: of one build, one for each state of its shards.
+    """
+    found = {name: sum(row._mapping[name] for row in rows) for name in (*_SUMS, *_RATES)}
+    shards = {state.value: 0 for state in ShardState} | {row.state.value: row.shards for row in rows}
     return Totals(
         total=int(found["total"]),
         gen={name: int(found[name]) for name in _COUNTERS},
@@ -220,7 +227,7 @@ def _totals(row: Row[Any]) -> Totals:
         completion_tokens=int(found["completion_tokens"]),
         tokens_per_s=float(found["tokens_per_s"]),
         samples_per_s=float(found["samples_per_s"]),
-        shards={state.value: int(found[f"shards_{state.value}"]) for state in ShardState},
+        shards=shards,
     )
 
 

@@ -19,7 +19,7 @@ from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.lifecycle import ENDED, expect_ended
 from rlt_jobs.builds.models import Build, Event, Scorer, Shard
-from rlt_jobs.builds.quotas import admit_build
+from rlt_jobs.builds.quotas import admit_retry
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
 from rlt_jobs.ringing import ring_shards
@@ -145,9 +145,9 @@ class Retries:
         self._builds = builds
 
     async def retry(self, owner: str, build_id: int, request: RetryRequest) -> wire.Build:
-        """Raises `NotFound`, `Conflict`, and `Forbidden` where too many of the owner's builds are open already."""
+        """Raises `NotFound`, `Conflict`, and `Forbidden` where the owner's quotas leave no room."""
         async with self._database.begin() as session:
             build = await repository.lock_build(session, build_id, owner)
             await retry(session, build, request, shard_samples=self._settings.shard_samples)
-            await admit_build(session, self._settings, owner, but=build.id)
+            await admit_retry(session, self._settings, build)
         return await self._builds.get(owner, build_id)

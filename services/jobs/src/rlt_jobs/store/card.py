@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Final
 
 import pyarrow as pa
@@ -158,8 +159,22 @@ def card(facts: Facts, store: Store, manifest: Stored) -> str:
         statistics=_table(("of these rows", "mean", "least", "5 %", "median", "95 %", "most"), _spreads(members)),
         counts=_table(("", ""), ((name.replace("_", " "), f"{count:,}") for name, count in facts.counts.items())),
         lineage=_table(("", ""), _origins(facts)),
-        everything=json.dumps(facts.lineage, indent=2, ensure_ascii=False).replace("`", "\\u0060"),  # the fence's end
+        everything=_everything(facts.lineage),
     )
+
+
+def _everything(lineage: Mapping[str, Any]) -> str:
+    """The lineage without the folders of the machine that the problems lay on: cards are published."""
+
+    def public(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        place = value.get("path")
+        named = {"path": PurePath(place).name} if isinstance(place, str) else {}
+        return {name: public(inner) for name, inner in {**value, **named}.items()}
+
+    written = json.dumps(public(dict(lineage)), indent=2, ensure_ascii=False)
+    return written.replace("`", "\\u0060")  # the fence's end
 
 
 def _kept(selection: Mapping[str, Any]) -> str:
