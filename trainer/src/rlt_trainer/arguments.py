@@ -1,0 +1,77 @@
+"""A configuration in the words of transformers' trainers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from rlt_trainer.config.base import Stage
+from rlt_trainer.config.sections import Checkpoints, Logging, Model, Strategy, Training
+from rlt_trainer.errors import BadConfig
+
+__all__ = ["processes", "shared_arguments"]
+
+
+def processes() -> int:
+    """How many train together, as torchrun and accelerate say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shared_arguments(
+    stage: Stage, model: Model, training: Training, logging: Logging, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """What `TrainingArguments` and what builds on it (SFTConfig, GRPOConfig) take alike.
+
+    Raises:
+        BadConfig: the batch does not divide among the processes.
+    """
+    try:
+        accumulation = training.accumulation(processes())
+    except ValueError as error:
+        raise BadConfig(f"training: {error}") from error
+    ends = {"max_steps": training.steps} if training.steps else {"num_train_epochs": training.epochs}
+    least = {"min_lr_rate": training.min_lr_share} if training.schedule == "cosine_with_min_lr" else {}
+    return {
+        "output_dir": str(stage.output),
+        "seed": stage.seed,
+        "data_seed": stage.seed,
+        "per_device_train_batch_size": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "lr_scheduler_kwargs": least,
+        "warmup_steps": training.warmup_steps or training.warmup_share,
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.beta1,
+        "adam_beta2": training.beta2,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": model.dtype == "bfloat16",
+        "gradient_checkpointing": model.gradient_checkpointing,
+        "use_cpu": training.cpu or not torch.cuda.is_available(),
+        "save_strategy": "steps" if checkpoints.every else "no",
+        "save_steps": checkpoints.every or 1,
+        "save_total_limit": None,  # ours: transformers would remove the old one before the new one is whole
+        "logging_steps": logging.every,
+        "logging_first_step": True,
+        "report_to": list(logging.to) or "none",
+        "project": logging.project,
+        "run_name": logging.name or stage.output.name,
+        "disable_tqdm": None,
+        **ends,
+        **_shared_by(training.strategy),
+    }
+
+
+def _shared_by(strategy: Strategy) -> dict[str, Any]:
+    if strategy is Strategy.ddp:
+        return {"ddp_find_unused_parameters": False}
+    if strategy is Strategy.fsdp:
+        return {"fsdp": "full_shard auto_wrap"}
+    stage = int(strategy.value[-1])
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True}
+    if stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {"deepspeed": {"zero_optimization": zero, "bf16": {"enabled": "auto"}, **dict.fromkeys(auto, "auto")}}

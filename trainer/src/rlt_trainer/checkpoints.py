@@ -1,0 +1,73 @@
+"""Checkpoints that are whole or not there.
+
+transformers writes a checkpoint file by file. Here it counts only once a last file says that all others are on the
+disk; what a killed run left without one is removed when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["MARK", "newest", "prune", "seal", "sealed"]
+
+MARK: Final = "complete.json"
+_NAME: Final = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Everything in the folder is written to the disk, then the mark, with `facts` in it."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MARK:
+            _sync(path)
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+    fresh = folder / f".{MARK}"
+    fresh.write_text(json.dumps({**facts, "files": sizes}, indent=2), encoding="utf-8")
+    _sync(fresh)
+    fresh.rename(folder / MARK)
+    _sync(folder)
+
+
+def sealed(folder: Path) -> dict[str, Any] | None:
+    """What the mark says; None where there is none, or a file is not as it says."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in facts["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if whole else None
+
+
+def newest(output: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    return next((folder for folder in reversed(_numbered(output)) if sealed(folder) is not None), None)
+
+
+def prune(output: Path, keep: int) -> None:
+    """Remove checkpoints that are not whole, and of the others all but the newest `keep`."""
+    found = _numbered(output)
+    whole = [folder for folder in found if sealed(folder) is not None]
+    kept = set(whole[-keep:])
+    for folder in found:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _numbered(output: Path) -> list[Path]:
+    if not output.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in output.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,34 @@
+"""`rlt-trainer distill`: a student learns from traces."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from rlt_trainer.config.base import Stage
+from rlt_trainer.config.sections import Checkpoints, Data, Logging, Model, Texts, Training
+
+__all__ = ["DistillConfig", "TraceShape"]
+
+
+class TraceShape(StrEnum):
+    """What the rows of an exported data set hold."""
+
+    raw = "raw"
+    """question, answer, explanation: written by the format, as the reward server's student read them."""
+    messages = "messages"
+    """A chat: the model's own template, the loss on the assistant's turns."""
+
+
+class DistillConfig(Stage):
+    """SFT of a student on an exported data set version, the loss on the assistant's text alone."""
+
+    model: Model
+    data: Data = Field(description="an exported version: its file or folder")
+    shape: TraceShape = TraceShape.raw
+    texts: Texts = Texts()
+    packing: bool = Field(True, description="several texts in one sequence, none seeing another")
+    training: Training
+    logging: Logging = Logging()
+    checkpoints: Checkpoints = Checkpoints()

@@ -1,0 +1,56 @@
+"""`rlt-trainer evaluate`: how often a student is right."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rlt_trainer.config.base import Stage
+from rlt_trainer.config.sections import Data, Model, Texts
+
+__all__ = ["EvaluateConfig", "Match"]
+
+
+class Match(StrEnum):
+    """When an answer counts as right."""
+
+    exact = "exact"
+    """The same text, white space aside."""
+    math = "math"
+    """Equal as mathematics (math-verify)."""
+    parts = "parts"
+    """The share of white-space separated words that are right, in their places."""
+
+
+class EvaluateConfig(Stage):
+    """pass@1 and pass@k of a student on problems of a file, or on public benchmarks by name."""
+
+    model: Model
+    data: Data | None = Field(None, description="rows of question and answer")
+    benchmarks: list[str] = Field(
+        [], description="tasks of lm-eval-harness, such as aime24, minerva_math500, gpqa_diamond_cot_zeroshot"
+    )
+    texts: Texts = Texts()
+    match: Match = Match.math
+    samples: int = Field(1, ge=1, description="of each problem")
+    ks: list[int] = Field([1], min_length=1, description="k of pass@k, each at most `samples`")
+    temperature: float = Field(0.0, ge=0, le=2, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(8192, ge=1)
+    batch_size: int = Field(64, ge=1, description="sequences that are generated together")
+    engine: str | None = Field(
+        None, description="URL of a vLLM or other OpenAI-compatible server that has the model; without it, in-process"
+    )
+    cpu: bool = Field(False, description="generate on the CPU, though there is a GPU")
+
+    @model_validator(mode="after")
+    def _has_something_to_do(self) -> Self:
+        if self.data is None and not self.benchmarks:
+            raise ValueError("want `data` or `benchmarks`")
+        if max(self.ks) > self.samples:
+            raise ValueError(f"pass@{max(self.ks)} needs that many samples of each problem, not {self.samples}")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several greedy samples are equal: want a temperature above 0")
+        return self

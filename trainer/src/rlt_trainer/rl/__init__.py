@@ -1,0 +1,1 @@
+"""GRPO by TRL, with completions and rewards from services."""
