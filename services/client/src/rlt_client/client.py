@@ -95,8 +95,11 @@ class RewardClient(_Blocking[AsyncRewardClient]):
     """Scores explanations (`POST /reward`); see `AsyncRewardClient`."""
 
     _twin = AsyncRewardClient
+    ready = _blocking(AsyncRewardClient.ready)
     score = _blocking(AsyncRewardClient.score)
+    score_item = _blocking(AsyncRewardClient.score_item)
     score_all = _blocking(AsyncRewardClient.score_all)
+    presets = _blocking(AsyncRewardClient.presets)
     models = _blocking(AsyncRewardClient.models)
     load_model = _blocking(AsyncRewardClient.load_model)
     unload_model = _blocking(AsyncRewardClient.unload_model)
@@ -106,6 +109,7 @@ class TeacherClient(_Blocking[AsyncTeacherClient]):
     """Asks a teacher for explanations (`POST /explain`, `POST /generate`, `/policies`); see `AsyncTeacherClient`."""
 
     _twin = AsyncTeacherClient
+    ready = _blocking(AsyncTeacherClient.ready)
     explain = _blocking(AsyncTeacherClient.explain)
     explain_stream = _iterating(AsyncTeacherClient.explain_stream)
     explain_batch = _blocking(AsyncTeacherClient.explain_batch)
@@ -122,6 +126,7 @@ class JobsClient(_Blocking[AsyncJobsClient]):
     """Makes builds, follows them, and fetches what they made (`/builds`); see `AsyncJobsClient`."""
 
     _twin = AsyncJobsClient
+    ready = _blocking(AsyncJobsClient.ready)
     create_build = _blocking(AsyncJobsClient.create_build)
     dry_run = _blocking(AsyncJobsClient.dry_run)
     rescore = _blocking(AsyncJobsClient.rescore)
