@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from pydantic import ValidationError
 
 from rlt_client.aio import AsyncRewardClient
 from rlt_client.schemas.reward import Detail, RewardItem, Score, SpecRequest, TeacherTokens
 from rlt_trainer.config.rl import Reward
+from rlt_trainer.errors import BadConfig
 from rlt_trainer.rl.engines.base import Completion
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.base import Rewarded
@@ -17,14 +21,17 @@ __all__ = ["ServerRewards"]
 class ServerRewards:
     """Args:
     format: name of the prompt format.
-    temperature: that completions are sampled at.
+    temperature: that completions are sampled at; the reward's for the teacher's log-probs, where `config` names none.
+
+    Raises:
+        BadConfig: there is no such reward, or it wants log-probs at another temperature.
     """
 
     def __init__(self, config: Reward, *, key: str | None, format: str, temperature: float) -> None:
         self._config = config
         self._format = format
         self._temperature = temperature
-        self._spec = SpecRequest.model_validate(config.spec)
+        self._spec = _spec(config.spec, temperature)
         self._client = AsyncRewardClient(config.url, key=key, deadline=config.patience_s, patience=config.patience_s)
 
     async def score(self, problem: Problem, completion: Completion) -> Rewarded:
@@ -47,6 +54,19 @@ class ServerRewards:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+def _spec(given: Mapping[str, Any], temperature: float) -> SpecRequest:
+    try:
+        spec = SpecRequest.model_validate({"teacher_temperature": temperature, **given})
+    except ValidationError as error:
+        raise BadConfig(f"reward.spec: {error}") from error
+    if spec.teacher_temperature != temperature:
+        raise BadConfig(
+            f"reward.spec.teacher_temperature {spec.teacher_temperature} must be rollout.temperature {temperature}: "
+            "the log-probs that are scored are those of sampling"
+        )
+    return spec
 
 
 def _rewarded(score: Score) -> Rewarded:
