@@ -5,12 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from rlt_trainer.config.base import Stage
-from rlt_trainer.config.sections import Data, Model, Texts
+from rlt_trainer.config.base import Section, Stage
+from rlt_trainer.config.sections import Data, Model, Prompts
 
-__all__ = ["EvaluateConfig", "Match"]
+__all__ = ["CompletionServer", "EvaluateConfig", "Match"]
 
 
 class Match(StrEnum):
@@ -22,6 +22,21 @@ class Match(StrEnum):
     """Equal as mathematics (math-verify)."""
     parts = "parts"
     """The share of white-space separated words that are right, in their places."""
+    countdown = "countdown"
+    """An expression that uses each number once and gives the target. The right answer is such an expression, or the
+    numbers and the target: `44 19 35 = 98`."""
+
+
+class CompletionServer(Section):
+    """A server that speaks OpenAI's API and takes prompts as token ids, as vLLM does."""
+
+    url: str = Field(description="of the server, without /v1")
+    model: str | None = Field(None, description="name that it serves the model by; else `model.name`, or its only one")
+    key_env: str | None = Field(None, description="environment variable that holds the key")
+    concurrency: int = Field(256, ge=1, description="samples under way at once")
+    patience_s: float = Field(
+        3600, gt=0, description="how long a sample is waited for, and a server that does not answer with it"
+    )
 
 
 class EvaluateConfig(Stage):
@@ -30,19 +45,19 @@ class EvaluateConfig(Stage):
     model: Model
     data: Data | None = Field(None, description="rows of question and answer")
     benchmarks: list[str] = Field(
-        [], description="tasks of lm-eval-harness, such as aime24, minerva_math500, gpqa_diamond_cot_zeroshot"
+        [],
+        description="tasks of lm-eval-harness, such as aime24, minerva_math500, gpqa_diamond_cot_zeroshot; each asks "
+        "for one sample of a problem",
     )
-    texts: Texts = Texts()
+    texts: Prompts = Prompts()
     match: Match = Match.math
     samples: int = Field(1, ge=1, description="of each problem")
-    ks: list[int] = Field([1], min_length=1, description="k of pass@k, each at most `samples`")
+    ks: list[PositiveInt] = Field([1], min_length=1, description="k of pass@k, each at most `samples`")
     temperature: float = Field(0.0, ge=0, le=2, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(8192, ge=1)
-    batch_size: int = Field(64, ge=1, description="sequences that are generated together")
-    engine: str | None = Field(
-        None, description="URL of a vLLM or other OpenAI-compatible server that has the model; without it, in-process"
-    )
+    max_new_tokens: int = Field(8192, ge=1, description="of a sample, where the model's context has room for them")
+    batch_size: int = Field(64, ge=1, description="sequences that are generated together, in-process")
+    engine: CompletionServer | None = Field(None, description="server that has the model; without it, in-process")
     cpu: bool = Field(False, description="generate on the CPU, though there is a GPU")
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ __all__ = [
     "LoRA",
     "Logging",
     "Model",
+    "Prompts",
     "Strategy",
     "TextRole",
     "Texts",
@@ -142,10 +143,15 @@ class Checkpoints(Section):
     resume: bool = Field(True, description="go on from the newest; false refuses a folder that has any")
 
 
-class Texts(Section):
-    """How rows become tokens."""
+class Prompts(Section):
+    """How problems become prompts."""
 
     format: str = Field("stratos", description="prompt format, by name")
     formats: Path | None = Field(None, description="folder of formats beside those that are shipped")
+
+
+class Texts(Prompts):
+    """How rows become tokens."""
+
     max_tokens: int = Field(16_384, ge=8, description="of prompt and completion")
     too_long: TooLong = TooLong.drop
