@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rlt_client.errors import RLTError
+from rlt_trainer.errors import Interrupted
 
 __all__ = ["STAGES", "StageCommand", "run"]
 
@@ -28,7 +29,8 @@ STAGES: Final = {
 
 
 def run(name: str, argv: Sequence[str], *, prog: str) -> int:
-    """The exit status: 0, 1 for a run that ended with an error (told on stderr), 2 for wrong usage by itself."""
+    """The exit status: 0, 1 for a run that ended with an error (told on stderr), 128 + N for one that signal N ended, 2
+    for wrong usage by itself."""
     from rlt_trainer import config as configs
 
     stage = STAGES[name]
@@ -40,6 +42,9 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
             sys.stdout.write(plan(config))
             return 0
         made = importlib.import_module(stage.runner).run(config)
+    except Interrupted as stop:
+        sys.stderr.write(f"{prog}: {stop}\n")
+        return stop.exit_code
     except RLTError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
