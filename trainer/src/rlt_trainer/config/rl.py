@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlt_trainer.config.base import Section, Stage
 from rlt_trainer.config.evaluate import Match
@@ -54,7 +54,9 @@ class Reward(Section):
 
     source: RewardSource = RewardSource.server
     url: str = Field("http://127.0.0.1:8002", description="of the reward server")
-    key_env: str | None = Field(None, description="environment variable that holds the key; scope reward")
+    key_env: str | None = Field(
+        None, description="environment variable that holds the key; scope reward, and with `turns` admin"
+    )
     student: str | None = Field(None, description="of those that the server has; its default")
     spec: dict[str, Any] = Field(
         {"preset": "rlt"}, description="reward by preset, with coefficients such as `lambda` and `kl`"
@@ -66,6 +68,14 @@ class Reward(Section):
         0.02, ge=0, le=1, description="share of completions without a reward, over `window` steps, that ends the run"
     )
     window: int = Field(10, ge=1, description="steps")
+
+    @field_validator("spec")
+    @classmethod
+    def _is_known(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        """As numbers and names, whatever a flag made of them."""
+        from rlt_client.schemas.reward import SpecRequest  # here, so that --help does without
+
+        return SpecRequest.model_validate(spec).model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class Reference(Section):
@@ -104,11 +114,12 @@ class Mismatch(Section):
 class Turns(Section):
     """Co-training: after every `steps` updates the student is taught by the newest teacher and rewards it from then on.
 
-    Each turn builds traces of `problems` with the teacher, distils `distill` from its own base on them, and publishes
-    the student to the reward server under `reward.student`.
+    Each turn has the teacher explain problems, distils a student from the base that `distill` names on the complete
+    explanations, and publishes it to the reward server under `reward.student`. The students lie in
+    `<output>/turns`, which the reward server must see at the same path, inside its `allowed_roots`.
     """
 
-    steps: int = Field(ge=1, description="updates of a turn")
+    steps: int = Field(ge=1, description="updates of a turn; a checkpoint is written at its end")
     traces: int = Field(1000, ge=1, description="explanations of a turn, one each of the first problems")
     distill: Path = Field(description="configuration of `rlt-trainer distill`; its data and output are set here")
 
@@ -147,4 +158,8 @@ class RLConfig(Stage):
             raise ValueError("role teacher is shown the answer: want reward.source = server")
         if self.turns is not None and self.reward.source is not RewardSource.server:
             raise ValueError("turns exchange the student of a reward server: want reward.source = server")
+        if self.turns is not None and self.reward.student is None:
+            raise ValueError("turns want reward.student: the name that each turn's student takes over")
+        if self.turns is not None and self.turns.steps % self.grpo.iterations:
+            raise ValueError("turns.steps must be a multiple of grpo.iterations: a turn begins with fresh completions")
         return self
