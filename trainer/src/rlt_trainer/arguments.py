@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import Any
+import sys
+from typing import Any, Final
 
 import torch
 
@@ -12,6 +14,13 @@ from rlt_trainer.config.sections import Checkpoints, Logging, Model, Strategy, T
 from rlt_trainer.errors import BadConfig
 
 __all__ = ["processes", "shared_arguments"]
+
+
+_NEEDED: Final[dict[str, str]] = {
+    **{to: to for to in ("tensorboard", "wandb", "trackio")},
+    **dict.fromkeys((Strategy.zero1, Strategy.zero2, Strategy.zero3), "deepspeed"),
+}
+"""The package behind a setting."""
 
 
 def processes() -> int:
@@ -25,8 +34,13 @@ def shared_arguments(
     """What `TrainingArguments` and what builds on it (SFTConfig, GRPOConfig) take alike.
 
     Raises:
-        BadConfig: the batch does not divide among the processes.
+        BadConfig: the batch does not divide among the processes, or a package is not installed.
     """
+    _require("logging.to", *logging.to)
+    _require("training.strategy", training.strategy)
+    # transformers 5.17 takes TensorBoard's folder and wandb's project from here alone
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(stage.output / "logs")
+    os.environ["WANDB_PROJECT"] = logging.project
     try:
         accumulation = training.accumulation(processes())
     except ValueError as error:
@@ -48,7 +62,7 @@ def shared_arguments(
         "adam_beta2": training.beta2,
         "max_grad_norm": training.max_grad_norm,
         "bf16": model.dtype == "bfloat16",
-        "gradient_checkpointing": model.gradient_checkpointing,
+        "gradient_checkpointing": model.gradient_checkpointing and training.strategy is not Strategy.fsdp,
         "use_cpu": training.cpu or not torch.cuda.is_available(),
         "save_strategy": "steps" if checkpoints.every else "no",
         "save_steps": checkpoints.every or 1,
@@ -58,17 +72,27 @@ def shared_arguments(
         "report_to": list(logging.to) or "none",
         "project": logging.project,
         "run_name": logging.name or stage.output.name,
-        "disable_tqdm": None,
+        "disable_tqdm": not sys.stderr.isatty(),
         **ends,
-        **_shared_by(training.strategy),
+        **_shared_by(training.strategy, recompute=model.gradient_checkpointing),
     }
 
 
-def _shared_by(strategy: Strategy) -> dict[str, Any]:
+def _require(setting: str, *values: str) -> None:
+    for value in values:
+        package = _NEEDED.get(value)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise BadConfig(f"{setting} {value} needs the package {package}, which is not installed")
+
+
+def _shared_by(strategy: Strategy, *, recompute: bool) -> dict[str, Any]:
     if strategy is Strategy.ddp:
         return {"ddp_find_unused_parameters": False}
     if strategy is Strategy.fsdp:
-        return {"fsdp": "full_shard auto_wrap"}
+        return {
+            "fsdp": True,
+            "fsdp_config": {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "activation_checkpointing": recompute},
+        }
     stage = int(strategy.value[-1])
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": True}
     if stage == 3:

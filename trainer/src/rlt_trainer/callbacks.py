@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlt_trainer import checkpoints
 
-__all__ = ["Sealing"]
+__all__ = ["Figures", "Sealing", "equip"]
+
+_HIDDEN: Final = ("epoch", "total_flos")
+
+
+def equip(trainer: Trainer, *callbacks: TrainerCallback) -> None:
+    """Give a trainer these callbacks, and lines of figures on stderr where transformers prints to stdout."""
+    if trainer.args.disable_tqdm:  # else a bar tells them
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Figures())
+    for callback in callbacks:
+        trainer.add_callback(callback)
+
+
+class Figures(TrainerCallback):
+    """One line a log: `step 3/20  loss 0.6931  grad_norm 1.2`."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        told = [f"{name} {_short(value)}" for name, value in logs.items() if name not in _HIDDEN]
+        sys.stderr.write("  ".join([f"step {state.global_step}/{state.max_steps}", *told]) + "\n")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class Sealing(TrainerCallback):

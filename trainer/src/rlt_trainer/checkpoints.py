@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["MARK", "newest", "prune", "seal", "sealed"]
+from rlt_trainer.errors import BadConfig
+
+__all__ = ["MARK", "newest", "prune", "seal", "sealed", "starting_point"]
 
 MARK: Final = "complete.json"
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
@@ -41,6 +43,21 @@ def sealed(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return facts if whole else None
+
+
+def starting_point(output: Path, *, resume: bool) -> Path | None:
+    """The checkpoint that a run goes on from; what a killed run left half written is removed.
+
+    Raises:
+        BadConfig: the folder holds a run already, which `resume` does not allow to go on with.
+    """
+    if not resume and (used := next((path for path in [*_numbered(output), output / "model"] if path.exists()), None)):
+        raise BadConfig(f"{output} holds {used.name}: name another output, or set checkpoints.resume")
+    found = newest(output)
+    for folder in _numbered(output):
+        if sealed(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 def newest(output: Path) -> Path | None:

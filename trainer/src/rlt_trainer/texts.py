@@ -7,12 +7,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rlt_client.formats import Format, FormatError, load_formats
 from rlt_client.prompts import Piece, TextCodec, content, fill, literal, student_prompt, teacher_prompt
 from rlt_trainer.config.sections import TextRole
 
-__all__ = ["Text", "Writer", "named_format"]
+__all__ = ["NOT_LEARNED", "Example", "Text", "Writer", "named_format"]
+
+NOT_LEARNED: Final = -100
+"""The label of a token that the loss leaves out; transformers' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a model is trained on: token ids and labels, both of shape [T]. Each label stands at its own token."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def teaches(self) -> bool:
+        return any(label != NOT_LEARNED for label in self.labels)
+
+    def cut(self, tokens: int) -> Example:
+        """The first tokens alone: where the end is cut off, ending there is not learned."""
+        return Example(self.input_ids[:tokens], self.labels[:tokens])
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +47,12 @@ class Text:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def example(self) -> Example:
+        """The completion is learned, the prompt is not."""
+        ids = [*self.prompt_ids, *self.completion_ids]
+        return Example(ids, [*([NOT_LEARNED] * len(self.prompt_ids)), *self.completion_ids])
 
 
 class Writer:

@@ -13,12 +13,16 @@ __all__ = ["DistillConfig", "TraceShape"]
 
 
 class TraceShape(StrEnum):
-    """What the rows of an exported data set hold."""
+    """What the rows of an exported data set hold: the names of `rlt data export --shape`."""
 
     raw = "raw"
     """question, answer, explanation: written by the format, as the reward server's student read them."""
     messages = "messages"
-    """A chat: the model's own template, the loss on the assistant's turns."""
+    """A chat of role and content: the model's own template, the loss on the assistant's turns."""
+    prompt_completion = "prompt_completion"
+    """The same chat in two columns, `prompt` and `completion`."""
+    sharegpt = "sharegpt"
+    """The same chat as `conversations` of from (system, human, gpt) and value."""
 
 
 class DistillConfig(Stage):
