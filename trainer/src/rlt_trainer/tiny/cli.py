@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the sub-commands base, warmup and problems; each sets `run`."""
+    """Give `parser` the sub-commands base, parts-base, warmup and problems; each sets `run`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     base = _command(commands, "base", "pre-train a base from scratch (about a minute on one core)")
     base.add_argument("--out", type=Path, required=True, help="folder to make; absent or empty, or see --replace")
@@ -23,6 +23,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "--replace", action="store_true", help="replace the model that is there, once the new one is whole"
     )
     base.set_defaults(run=run_base)
+
+    parts = _command(commands, "parts-base", "pre-train the base of the parts task (about three minutes on one core)")
+    parts.add_argument("--out", type=Path, required=True, help="folder to make; absent or empty, or see --replace")
+    parts.add_argument(
+        "--replace", action="store_true", help="replace the model that is there, once the new one is whole"
+    )
+    parts.set_defaults(run=run_parts_base)
 
     warmup = _command(commands, "warmup", "fine-tune a base on both formats of the mixed corpus (about a minute)")
     warmup.add_argument("--base", type=Path, help="the base's folder (default: the one in this package)")
@@ -48,6 +55,17 @@ def run_base(arguments: argparse.Namespace) -> int:
     _say(f"seed {made.seed}  steps {made.steps}  loss {made.loss:.4f}  {made.seconds:.0f} s")
     _say(f"gate passed: {made.gate}")
     _say(str(made.folder))
+    return 0
+
+
+def run_parts_base(arguments: argparse.Namespace) -> int:
+    from rlt_trainer.tiny.make import GateFailed
+    from rlt_trainer.tiny.parts.make import make_parts_base
+
+    try:
+        _say(str(make_parts_base(arguments.out, arguments.seed, replace=arguments.replace)))
+    except (FileExistsError, GateFailed) as error:
+        return _refuse(error)
     return 0
 
 
