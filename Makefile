@@ -2,13 +2,14 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-BENCH := services/common/benchmarks:services/jobs/benchmarks:reward_server/benchmarks:teacher_server/benchmarks
+BENCH := services/common/benchmarks:services/jobs/benchmarks:reward_server/benchmarks:teacher_server/benchmarks:trainer/benchmarks
+SOURCES := trainer/src:teacher_server/src:reward_server/src:services/client/src:services/common/src:services/local/src
 # One thread per process: the stack's processes share the cores, and small models run slower on more.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-builds chaos lint format types lock clean
+.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos lint format types lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +46,12 @@ bench-reward-gpu: ## the same on a GPU; PYTHON=… has PyTorch and transformers
 
 bench-teacher: setup engine ## the teacher service against its bare engine; writes docs/benchmarks.md (20 minutes)
 	PYTHONPATH=$(BENCH) $(PY) -m teacher_bench overhead overlap memory real report
+
+bench-trainer: setup engine ## waiting for rewards, publishing, and a step against TRL alone; writes docs/benchmarks.md (20 minutes)
+	PYTHONPATH=$(BENCH) $(PY) -m trainer_bench wait publish step report
+
+bench-trainer-gpu: ## steps of models of real size on one GPU; PYTHON=… has what trainer, teacher and reward server need
+	PYTHONPATH=$(BENCH):$(SOURCES) $(or $(PYTHON),python3) -m trainer_bench gpu
 
 bench-builds: setup ## what builds cost at size, the database alone and end to end; writes docs/benchmarks.md (45 minutes)
 	PYTHONPATH=$(BENCH) $(PY) -m jobs_bench flush browse claim submit growth export throughput report
