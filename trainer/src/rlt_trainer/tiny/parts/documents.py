@@ -17,7 +17,7 @@ Piece = list[tuple[str, bool]]
 
 
 def lookup_document(rng: random.Random, length: int) -> Document:
-    """A table of labels, then entries with ONE operation applied: `A 36 +5 41 ;`, or `17 B *3 51 ;` to a fresh value."""
+    """A table of labels, then entries with ONE operation applied: `A 36 +5 41 ;`, to a fresh value `17 B *3 51 ;`."""
     starts, operations, head = _table(rng)
 
     def applied() -> Piece:
