@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlt_client.formats import Format, FormatError
+from rlt_client.prompts import TextCodec
 from rlt_trainer.config.evaluate import Match
 
-__all__ = ["given_answer", "share_right"]
+__all__ = ["given_answer", "share_right", "text_of", "verdict"]
+
+
+def text_of(codec: TextCodec, format: Format, ids: Sequence[int]) -> str:
+    """The text of sampled ids, without the special tokens at its end that the format does not itself write."""
+    body, end = list(ids), format.student.after_answer
+    specials = set(codec.tokenizer.all_special_ids)
+    while body and body[-1] in specials and codec.decode(body[-1:]).strip() not in end:
+        body.pop()
+    return codec.decode(body)
 
 
 def given_answer(format: Format, completion: str) -> str | None:
@@ -18,21 +30,35 @@ def given_answer(format: Format, completion: str) -> str | None:
 
 
 def share_right(match: Match, given: str | None, right: str) -> float:
-    """1 for a right answer, 0 for a wrong or missing one; with `parts`, the share of words that are right."""
+    """1 for a right answer; 0 for one that is wrong, missing or could not be compared; the share with `parts`."""
+    return verdict(match, given, right) or 0.0
+
+
+def verdict(match: Match, given: str | None, right: str) -> float | None:
+    """As `share_right`, but None where the comparison took too long.
+
+    Raises:
+        BadData: a right answer that is none of countdown.
+    """
     if given is None:
         return 0.0
     match match:
         case Match.exact:
             return float(given.split() == right.split())
         case Match.parts:
-            wanted = right.split()
-            pairs = zip(given.split(), wanted, strict=False)
-            return sum(one == other for one, other in pairs) / len(wanted)
+            return _share_in_place(given.split(), right.split())
+        case Match.countdown:
+            from rlt_trainer.evaluate.countdown import solves
+
+            return float(solves(given, right))
         case Match.math:
-            return float(_equal_as_mathematics(given, right))
+            from rlt_trainer.evaluate.mathematics import equal
+
+            same = equal(given, right)
+            return None if same is None else float(same)
 
 
-def _equal_as_mathematics(given: str, right: str) -> bool:
-    from math_verify import parse, verify
-
-    return bool(verify(parse(right), parse(given)))
+def _share_in_place(given: Sequence[str], right: Sequence[str]) -> float:
+    """Of as many words as the longer one has: what is written besides counts as wrong."""
+    pairs = zip(given, right, strict=False)
+    return sum(one == other for one, other in pairs) / max(len(given), len(right), 1)
