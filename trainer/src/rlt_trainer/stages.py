@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +26,10 @@ class StageCommand:
 
 
 STAGES: Final = {
+    "sft": StageCommand("warm-up of a teacher on explanations", "SFTConfig", "rlt_trainer.sft"),
     "rl": StageCommand("GRPO with the reward of a student, or for right answers", "RLConfig", "rlt_trainer.rl.run"),
+    "distill": StageCommand("a student learns from traces", "DistillConfig", "rlt_trainer.distill"),
+    "evaluate": StageCommand("how often a student is right", "EvaluateConfig", "rlt_trainer.evaluate.run"),
 }
 
 
@@ -33,14 +38,16 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
     for wrong usage by itself."""
     from rlt_trainer import config as configs
 
+    _quiet()
     stage = STAGES[name]
-    config, dry = configs.load(getattr(configs, stage.config), argv, prog=prog)
+    config, planned_for = configs.load(getattr(configs, stage.config), argv, prog=prog)
     try:
-        if dry:
+        if planned_for is not None:
             from rlt_trainer.planning import plan
 
-            sys.stdout.write(plan(config))
+            sys.stdout.write(plan(config, planned_for or int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
+        _log_to_stderr()
         made = importlib.import_module(stage.runner).run(config)
     except Interrupted as stop:
         sys.stderr.write(f"{prog}: {stop}\n")
@@ -48,5 +55,25 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
     except RLTError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
-    sys.stdout.write(f"{made}\n")
+    if _is_first():
+        sys.stdout.write(f"{made}\n")
     return 0
+
+
+def _log_to_stderr() -> None:
+    """What this package says, by the first process; of others' libraries warnings alone (httpx tells every request)."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rlt_trainer").setLevel(logging.INFO if _is_first() else logging.WARNING)
+
+
+def _is_first() -> bool:
+    """Among the processes that torchrun or accelerate started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    """Read by Hugging Face's libraries when they are imported: who wants it otherwise says so in the environment."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL tells its makers of each run
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
