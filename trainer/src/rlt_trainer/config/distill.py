@@ -13,7 +13,7 @@ __all__ = ["DistillConfig", "TraceShape"]
 
 
 class TraceShape(StrEnum):
-    """What the rows of an exported data set hold: the names of `rlt data export --shape`."""
+    """What the rows of an exported data set hold: the names of `rlt build export --shape`."""
 
     raw = "raw"
     """question, answer, explanation: written by the format, as the reward server's student read them."""
@@ -30,7 +30,7 @@ class DistillConfig(Stage):
 
     model: Model
     data: Data = Field(description="an exported version: its file or folder")
-    shape: TraceShape = TraceShape.raw
+    shape: TraceShape = Field(TraceShape.raw, description="of the rows: that of `rlt build export --shape`")
     texts: Texts = Texts()
     packing: bool = Field(True, description="several texts in one sequence, none seeing another")
     training: Training

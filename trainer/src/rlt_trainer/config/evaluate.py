@@ -50,11 +50,11 @@ class EvaluateConfig(Stage):
         "for one sample of a problem",
     )
     texts: Prompts = Prompts()
-    match: Match = Match.math
+    match: Match = Field(Match.math, description="when an answer counts as right")
     samples: int = Field(1, ge=1, description="of each problem")
     ks: list[PositiveInt] = Field([1], min_length=1, description="k of pass@k, each at most `samples`")
     temperature: float = Field(0.0, ge=0, le=2, description="0: greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest tokens that sum to it")
     max_new_tokens: int = Field(8192, ge=1, description="of a sample, where the model's context has room for them")
     batch_size: int = Field(64, ge=1, description="sequences that are generated together, in-process")
     engine: CompletionServer | None = Field(None, description="server that has the model; without it, in-process")

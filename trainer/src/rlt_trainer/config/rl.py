@@ -27,7 +27,9 @@ class RolloutEngine(StrEnum):
 class Rollout(Section):
     """Where completions come from, and how weights get there."""
 
-    engine: RolloutEngine = RolloutEngine.teacher
+    engine: RolloutEngine = Field(
+        RolloutEngine.teacher, description="what samples: a teacher server, or vLLM without one before it"
+    )
     url: str = Field("http://127.0.0.1:8001", description="of the engine")
     key_env: str | None = Field(None, description="environment variable that holds the key; scopes explain and admin")
     weights: Path = Field(
@@ -36,9 +38,16 @@ class Rollout(Section):
     )
     policy: str = Field("policy", description="name that versions are published under")
     keep: int = Field(2, ge=1, description="versions that stay in the folder")
-    temperature: float = Field(0.7, gt=0, le=2)
+    temperature: float = Field(0.7, gt=0, le=2, description="of sampling, and of the log-probs that are compared")
     max_tokens: int = Field(2048, ge=1, description="of a completion")
     concurrency: int = Field(256, ge=1, description="completions under way at once")
+    together: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="of a teacher server: completions asked for in one request. More makes fewer requests, which small "
+        "models feel, but none of them is scored before the last of them has ended",
+    )
     patience_s: float = Field(1800, gt=0, description="how long an engine that does not answer is waited for")
 
 
@@ -52,7 +61,9 @@ class RewardSource(StrEnum):
 class Reward(Section):
     """What a completion is worth."""
 
-    source: RewardSource = RewardSource.server
+    source: RewardSource = Field(
+        RewardSource.server, description="a reward server scores explanations, or a student's answer is compared"
+    )
     url: str = Field("http://127.0.0.1:8002", description="of the reward server")
     key_env: str | None = Field(
         None, description="environment variable that holds the key; scope reward, and with `turns` admin"
@@ -105,10 +116,10 @@ class Mismatch(Section):
     """
 
     least_tokens: int = Field(2000, ge=1, description="tokens that are looked at together")
-    stop_max: float | None = Field(None, gt=0)
-    stop_mean: float | None = Field(None, gt=0)
-    warn_mean: float | None = Field(None, gt=0)
-    warn_p99: float | None = Field(None, gt=0)
+    stop_max: float | None = Field(None, gt=0, description="largest difference that the run goes on with")
+    stop_mean: float | None = Field(None, gt=0, description="largest mean difference that it goes on with")
+    warn_mean: float | None = Field(None, gt=0, description="mean difference from which it warns")
+    warn_p99: float | None = Field(None, gt=0, description="99th percentile from which it warns")
 
 
 class Turns(Section):

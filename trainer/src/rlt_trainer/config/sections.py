@@ -45,9 +45,9 @@ class TooLong(StrEnum):
 class LoRA(Section):
     """A low-rank adapter in place of full weights (peft)."""
 
-    rank: int = Field(32, ge=1)
-    alpha: int = Field(64, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(32, ge=1, description="of the two factors of each update")
+    alpha: int = Field(64, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapter's input, while it trains")
     targets: list[str] = Field(["all-linear"], description="modules, or `all-linear`")
 
 
@@ -56,7 +56,9 @@ class Model(Section):
 
     name: str = Field(description="name on the hub, or a folder")
     revision: str | None = Field(None, description="commit of a name on the hub")
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="computed with, and saved in; weights are kept in float32 while they train"
+    )
     attention: str | None = Field(None, description="implementation, such as flash_attention_2; transformers' choice")
     gradient_checkpointing: bool = Field(True, description="recompute activations: less memory, a third more time")
     lora: LoRA | None = Field(None, description="train an adapter; without it all weights")
@@ -88,18 +90,20 @@ class Training(Section):
     """Optimisation. A batch is that of one update, whatever the number of processes."""
 
     steps: int | None = Field(None, ge=1, description="updates; this or `epochs`")
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, description="passes over the data; this or `steps`")
     batch_size: int = Field(64, ge=1, description="sequences of one update, of all processes together")
     micro_batch_size: int = Field(1, ge=1, description="sequences that one process holds at once")
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = "cosine"
+    learning_rate: float = Field(gt=0, description="of AdamW, at its highest")
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = Field(
+        "cosine", description="of the learning rate; transformers' names. constant has no warm-up"
+    )
     min_lr_share: float = Field(0.0, ge=0, le=1, description="of the learning rate, where cosine_with_min_lr ends")
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="updates until the learning rate is at its highest")
     warmup_share: float = Field(0.0, ge=0, lt=1, description="of all steps; where warmup_steps is 0")
-    weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    beta1: float = Field(0.9, ge=0, lt=1, description="of AdamW: memory of the first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="of AdamW: memory of the second moment")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to it")
     strategy: Strategy = Field(Strategy.ddp, description="how several processes share the model")
     cpu: bool = Field(False, description="train on the CPU, though there is a GPU")
 
@@ -154,4 +158,4 @@ class Texts(Prompts):
     """How rows become tokens."""
 
     max_tokens: int = Field(16_384, ge=8, description="of prompt and completion")
-    too_long: TooLong = TooLong.drop
+    too_long: TooLong = Field(TooLong.drop, description="what becomes of a text of more tokens than that")
