@@ -134,7 +134,7 @@ class ChatWriter:
         except Exception as error:  # jinja's errors, and ValueError where there is no template at all
             roles = ", ".join(message["role"] for message in said)
             raise BadConfig(
-                f"the model has no chat template for messages of {roles or 'nobody'}: {error}; export shape=raw, "
+                f"the model's chat template does not take messages of {roles or 'nobody'}: {error}; export shape=raw, "
                 "which needs none"
             ) from error
         return text

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 
 from rlt_trainer.config.sections import Data
 from rlt_trainer.errors import BadData
@@ -15,13 +16,15 @@ __all__ = ["read_rows"]
 
 _FILES: Final = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SHOWN: Final = 5  # bad rows that an error names
+_TEXTS: Final = ("question", "answer", "explanation", "system")
+"""Columns of text; others hold chats."""
 
 
 def read_rows(data: Data, *, want: Sequence[str], may: Sequence[str] = ()) -> Dataset:
     """The rows with the columns `want`, and those of `may` that are there, under these names.
 
     Raises:
-        BadData: nothing can be read there, a column is missing, or a row lacks a text of `want`.
+        BadData: nothing can be read there, a column is missing or holds no texts, or a row lacks one of `want`.
     """
     rows = _opened(data)
     for ours, theirs in data.columns.items():
@@ -38,8 +41,24 @@ def read_rows(data: Data, *, want: Sequence[str], may: Sequence[str] = ()) -> Da
     rows = rows.select_columns([name for name in (*want, *may) if name in rows.column_names])
     if data.limit is not None:
         rows = rows.select(range(min(data.limit, len(rows))))
+    rows = _as_texts(rows, data.path)
     _refuse_empty(rows, want, data.path)
     return rows
+
+
+def _as_texts(rows: Dataset, path: str) -> Dataset:
+    """Whole numbers, as CSV and JSON hold many an answer, are texts too."""
+    for name in (name for name in _TEXTS if name in rows.column_names):
+        kind = getattr(rows.features[name], "pa_type", None)
+        if kind is not None and pa.types.is_integer(kind):
+            rows = rows.cast_column(name, Value("string"))
+        elif kind is None or not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, _is_null)):
+            raise BadData(f"{path}: column {name} holds {rows.features[name]}, where texts are wanted")
+    return rows
+
+
+def _is_null(kind: pa.DataType) -> bool:
+    return kind == pa.null()
 
 
 def _opened(data: Data) -> Dataset:
@@ -52,8 +71,8 @@ def _opened(data: Data) -> Dataset:
             return load_dataset(kind, data_files=str(path), split="train")
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return _split(load_from_disk(str(path)), data)
-        if path.is_absolute() and not path.is_dir():
-            raise BadData(f"{path} does not exist")
+        if not path.is_dir() and (path.is_absolute() or path.suffix.lower() in _FILES or data.path.count("/") > 1):
+            raise BadData(f"{path} does not exist")  # and is no name on the hub
         return load_dataset(data.path, split=data.split, revision=data.revision)
     except BadData:
         raise
@@ -73,10 +92,14 @@ def _refuse_empty(rows: Dataset, want: Sequence[str], path: str) -> None:
     if not len(rows):
         raise BadData(f"{path} has no rows")
     for name in want:
-        bad = [number for number, value in enumerate(_values(rows, name), 1) if not value]
+        bad = [number for number, value in enumerate(_values(rows, name), 1) if _empty(value)]
         if bad:
             shown = ", ".join(map(str, bad[:_SHOWN]))
             raise BadData(f"{path}: {len(bad)} rows have no {name}: row {shown}{' …' if len(bad) > _SHOWN else ''}")
+
+
+def _empty(value: Any) -> bool:
+    return not (value.strip() if isinstance(value, str) else value)
 
 
 def _values(rows: Dataset, name: str) -> Iterable[Any]:
