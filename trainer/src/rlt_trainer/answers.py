@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec
 from rlt_trainer.config.evaluate import Match
+from rlt_trainer.errors import BadData
 
-__all__ = ["given_answer", "share_right", "text_of", "verdict"]
+__all__ = ["check_right_answer", "given_answer", "share_right", "text_of", "verdict"]
 
 
 def text_of(codec: TextCodec, format: Format, ids: Sequence[int]) -> str:
@@ -27,6 +28,12 @@ def given_answer(format: Format, completion: str) -> str | None:
     except FormatError:
         return None
     return answer
+
+
+def check_right_answer(match: Match, right: str) -> None:
+    """Raises `BadData` for one that nothing can be compared with."""
+    if match is Match.countdown:
+        verdict(match, "", right)
 
 
 def share_right(match: Match, given: str | None, right: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class TransformersSampler:
         # the model's own may hold penalties and cuts
         self._model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # annotated only in part
 
-    @property
+    @cached_property
     def model(self) -> Mapping[str, str | None]:
         name = self._config.model.name
         revision = folder_revision(Path(name)) if Path(name).is_dir() else self._model.config._commit_hash

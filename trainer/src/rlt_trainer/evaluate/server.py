@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -80,7 +81,7 @@ class ServerSampler:
         self._stop = [tag] if tag else []
         self._served = asyncio.run(self._find())
 
-    @property
+    @cached_property
     def model(self) -> Mapping[str, str | None]:
         folder = Path(self._config.model.name)
         revision = folder_revision(folder) if folder.is_dir() else self._config.model.revision
