@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,12 @@ def write_weights(
     kind: torch.dtype = getattr(torch, dtype)
     held = model.state_dict() if state is None else state
     cast = {name: value.to(kind) if value.is_floating_point() else value for name, value in held.items()}
-    before, model.config.dtype = model.config.dtype, kind
-    try:
-        model.save_pretrained(folder, state_dict=cast)
-    finally:
-        model.config.dtype = before
+    model.save_pretrained(folder, state_dict=cast)
+    if (folder / "config.json").is_file():  # none with an adapter
+        told = copy.deepcopy(model.config)
+        told.dtype = kind  # transformers writes that of the model in memory
+        told.use_cache = True  # trainers turn it off
+        told.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from typing import Final
 
 from rlt_trainer.errors import RewardsMissing
 
 __all__ = ["Failures"]
+
+SHOWN: Final = 5  # causes that the message names
 
 
 class Failures:
@@ -17,23 +20,25 @@ class Failures:
 
     def __init__(self, share: float, window: int) -> None:
         self._share = share
+        self._window = window
         self._steps: deque[tuple[int, Counter[str]]] = deque(maxlen=window)
 
     def saw(self, failures: Iterable[str | None]) -> int:
         """Take a step's completions, None for each that has a reward. Returns how many have none.
 
         Raises:
-            RewardsMissing: too many, once a whole window is full.
+            RewardsMissing: too many for the whole window, however the rest of it goes.
         """
         listed = list(failures)
         why = Counter(failure for failure in listed if failure is not None)
         self._steps.append((len(listed), why))
-        total = sum(count for count, _ in self._steps)
+        seen = sum(count for count, _ in self._steps)
+        window = seen + (self._window - len(self._steps)) * len(listed)
         missing = sum((each for _, each in self._steps), Counter())
-        if len(self._steps) == self._steps.maxlen and missing.total() > self._share * total:
-            causes = ", ".join(f"{name} {count}" for name, count in missing.most_common(5))
+        if missing.total() > self._share * window:
+            causes = ", ".join(f"{name} {count}" for name, count in missing.most_common(SHOWN))
             raise RewardsMissing(
-                f"{missing.total()} of {total} completions of the last {len(self._steps)} steps have no reward, more "
-                f"than {self._share:.1%}: {causes}"
+                f"{missing.total()} of the last {seen} completions have no reward, more than {self._share:.1%} of "
+                f"those of {self._window} steps: {causes}"
             )
         return why.total()

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Versions"]
+__all__ = ["Versions", "write_whole"]
 
 _NAME = re.compile(r"step-(\d+)")
+_UNFINISHED = ".writing-"
 
 
 class Versions:
@@ -24,37 +25,45 @@ class Versions:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder = folder.resolve()
         self._keep = keep
-        self._folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, save: Callable[[Path], None]) -> Path:
         """The folder of a step, written by `save` and put in place whole; one that is there is replaced."""
-        return self.write_as(f"step-{step:06d}", save)
+        return write_whole(self._folder / f"step-{step:06d}", save)
 
-    def write_as(self, name: str, save: Callable[[Path], None]) -> Path:
-        target = self._folder / name
-        fresh = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._folder))
-        try:
-            save(fresh)
-            fresh.chmod(0o755)  # mkdtemp keeps it from the engine's user
-            _sync(fresh)
-            if target.exists():
-                target.rename(fresh.with_suffix(".old"))
-            fresh.rename(target)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(fresh.with_suffix(".old"), ignore_errors=True)
-        return target
-
-    def prune(self) -> None:
-        """Remove all but the newest, and what a killed run left half written."""
-        for left in self._folder.glob(".writing-*"):
+    def prune(self, step: int) -> None:
+        """Remove all but the newest up to `step`. Later ones are of a run that was killed, and this one goes on from
+        before; so is what it left half written."""
+        for left in self._folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
-        found = sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
-        for old in found[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        found = {int(match[1]): path for path in self._folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+        kept = sorted(each for each in found if each <= step)[-self._keep :]
+        for each, path in found.items():
+            if each not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def write_whole(target: Path, save: Callable[[Path], None]) -> Path:
+    """A folder written by `save` and put in place once all of it is on the disk; one that is there is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
+    old = fresh.with_suffix(".old")
+    try:
+        save(fresh)
+        _settle(fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _settle(folder: Path) -> None:
+    """Readable to the engine's user, which mkdtemp and safetensors do not allow, and on the disk."""
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    folder.chmod(0o755)
     for path in [*folder.iterdir(), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:

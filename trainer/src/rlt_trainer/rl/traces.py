@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from rlt_client.errors import RLTError
 from rlt_client.prompts import read_completion
 from rlt_trainer.errors import StalePolicy, TrainingError
-from rlt_trainer.rl.engines.base import Completion, Engine, Failed
+from rlt_trainer.rl.engines.base import Ask, Completion, Engine, Failed, Published
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rollout import sample_seed
 from rlt_trainer.stopping import Stop
@@ -40,14 +40,15 @@ class Explainer:
     """One explanation of each problem.
 
     Args:
-        revision: of the weights that must write.
+        weights: published; they must write.
         seed, step: with the problem's place they make the seed of each explanation.
     """
 
-    def __init__(self, engine: Engine, writer: Writer, *, revision: str, seed: int, step: int) -> None:
+    def __init__(self, engine: Engine, writer: Writer, *, weights: Published, seed: int, step: int) -> None:
         self._engine = engine
         self._writer = writer
-        self._revision = revision
+        self._weights = weights
+        self._revision = weights.revision
         self._seed = seed
         self._step = step
 
@@ -61,7 +62,7 @@ class Explainer:
             RLTError: the engine refuses such requests, or its patience is over.
         """
         kept = file.with_suffix(".part.jsonl")
-        found = _found(kept, self._revision)
+        found = _found(kept, self._weights.revision)
         with kept.open("w", encoding="utf-8") as part:
             for entry in found.values():
                 _append(part, entry)
@@ -86,13 +87,14 @@ class Explainer:
             group.create_task(_watch(stop, tasks))
 
     async def _explain(self, place: int, problem: Problem) -> dict[str, Any]:
-        seed = sample_seed(self._seed, self._step, place)
-        made = await self._engine.generate(problem.prompt_ids, seed=seed)
-        entry: dict[str, Any] = {"place": place, "revision": self._revision}
+        ask = Ask(problem.prompt_ids, sample_seed(self._seed, self._step, place))
+        [made] = await self._engine.generate([ask], self._weights)
+        wanted = self._weights.revision
+        entry: dict[str, Any] = {"place": place, "revision": wanted}
         if isinstance(made, Failed):
             return entry | {"left_out": made.type}
-        if made.revision != self._revision:
-            raise StalePolicy(f"the engine explained with weights {made.revision}, not {self._revision} of this turn")
+        if made.revision != wanted:
+            raise StalePolicy(f"the engine explained with weights {made.revision}, not with {wanted} of this turn")
         row = self._row(problem, made)
         return entry | ({"left_out": "incomplete"} if row is None else {"row": row})
 

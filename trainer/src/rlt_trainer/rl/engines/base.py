@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Completion", "Engine", "Failed"]
+__all__ = ["Ask", "Completion", "Engine", "Failed", "Published"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One completion that is wanted. `prompt_ids` has shape [P]."""
+
+    prompt_ids: Sequence[int]
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +25,7 @@ class Completion:
     """Of the distribution that was sampled from, nats."""
     finish_reason: str | None
     revision: str
-    """Content hash of the weights that sampled it."""
+    """Of the weights that sampled it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +36,28 @@ class Failed:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Weights that an engine was given. `revision` is a content hash, as completions carry it."""
+
+    folder: Path
+    lora: bool
+    revision: str
+
+
 class Engine(Protocol):
     """Waits for a service that does not answer, and asks again, until its patience is over."""
 
-    async def generate(self, prompt_ids: Sequence[int], *, seed: int) -> Completion | Failed:
-        """One completion.
+    async def generate(self, asks: Sequence[Ask], weights: Published) -> Sequence[Completion | Failed]:
+        """One completion each, in their order. An engine that has forgotten the weights is given them again.
 
         Raises:
             RLTError: the engine refuses such requests, or its patience is over.
         """
         ...
 
-    async def publish(self, folder: Path, *, lora: bool) -> str:
+    async def publish(self, folder: Path, *, lora: bool) -> Published:
         """Load the weights of a folder and sample with them from now on.
-
-        Returns:
-            Their revision, as completions carry it.
 
         Raises:
             RLTError: the engine refuses them, or its patience is over.

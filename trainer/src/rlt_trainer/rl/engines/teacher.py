@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from rlt_client.aio import AsyncTeacherClient
 from rlt_client.errors import NotFound
-from rlt_client.schemas.generate import GenerateItem, GenerateRequest
+from rlt_client.schemas.generate import Generated, GenerateItem, GenerateRequest
 from rlt_client.schemas.models import ModelKind
 from rlt_client.schemas.policies import LoadPolicy, PolicyInfo
 from rlt_trainer.config.rl import Rollout
-from rlt_trainer.rl.engines.base import Completion, Failed
+from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
 
 __all__ = ["TeacherEngine"]
+
+FORGOTTEN: Final = "policy_not_found"
+PASSING: Final = frozenset({429, 502, 503, 504})  # what is wrong with the server, not with the item
 
 
 class TeacherEngine:
@@ -27,61 +31,75 @@ class TeacherEngine:
     def __init__(self, config: Rollout, *, key: str | None, stop: Sequence[str]) -> None:
         self._config = config
         self._stop = list(stop)
+        at_once = max(1, config.concurrency // config.together)
         self._client = AsyncTeacherClient(
             config.url,
             key=key,
             deadline=config.patience_s,
             patience=config.patience_s,
-            max_connections=config.concurrency + 8,
+            max_connections=at_once + 1,  # one to publish
         )
-        self._under_way = asyncio.Semaphore(config.concurrency)
-        self._published: tuple[Path, bool] | None = None
+        self._under_way = asyncio.Semaphore(at_once)
         self._mending = asyncio.Lock()
 
-    async def generate(self, prompt_ids: Sequence[int], *, seed: int) -> Completion | Failed:
+    async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
+        items = [GenerateItem(prompt_token_ids=list(ask.prompt_ids), seed=ask.seed) for ask in asks]
+        done: dict[int, Generated] = {}
+        async with self._under_way:
+            while left := [index for index in range(len(items)) if index not in done]:
+                made = await self._generate([items[index] for index in left], weights)
+                done |= {index: each for index, each in zip(left, made, strict=True) if not _again(each)}
+        return [_result(done[index]) for index in range(len(items))]
+
+    async def _generate(self, items: list[GenerateItem], weights: Published) -> list[Generated]:
         request = GenerateRequest(
-            items=[GenerateItem(prompt_token_ids=list(prompt_ids), seed=seed)],
+            items=items,
             max_tokens=self._config.max_tokens,
             temperature=self._config.temperature,
             stop=self._stop,
             policy=self._config.policy,
         )
-        async with self._under_way:
-            try:
-                reply = await self._client.generate(request)
-            except NotFound:  # it was started anew and has forgotten the policy
-                await self._publish_again()
-                reply = await self._client.generate(request)
-        [made] = reply.items
-        if made.error is not None:
-            return Failed(made.error.type, made.error.detail or made.error.title)
-        return Completion(made.token_ids, made.logprobs, made.finish_reason, made.policy_revision)
+        try:
+            return (await self._client.generate(request)).items
+        except NotFound as error:
+            if error.type != FORGOTTEN:
+                raise
+            await self._publish_again(weights)
+            return (await self._client.generate(request)).items
 
-    async def publish(self, folder: Path, *, lora: bool) -> str:
-        before = await self._mine()
+    async def publish(self, folder: Path, *, lora: bool) -> Published:
+        before = await self._versions()
         kind = ModelKind.lora if lora else ModelKind.full
         request = LoadPolicy(name=self._config.policy, source=str(folder), kind=kind, activate=True)
-        loaded = await self._client.load_policy(request)
-        self._published = (folder, lora)
+        loaded = (await self._client.load_policy(request)).policy
         for old in before:
-            if old.revision != loaded.policy.revision:
+            if old.revision != loaded.revision:
                 await self._forget(old.revision)
-        return loaded.policy.revision
+        return Published(folder, lora, loaded.revision)
 
-    async def _mine(self) -> list[PolicyInfo]:
+    async def _versions(self) -> list[PolicyInfo]:
         return [each for each in (await self._client.policies()).policies if each.name == self._config.policy]
 
     async def _forget(self, revision: str) -> None:
         with suppress(NotFound):  # somebody else did
             await self._client.delete_policy(self._config.policy, revision)
 
-    async def _publish_again(self) -> None:
-        if self._published is None:
-            return
-        folder, lora = self._published
+    async def _publish_again(self, weights: Published) -> None:
+        """To a server that was started anew and has no memory of policies; once for all who find that out."""
         async with self._mending:
-            if not await self._mine():
-                await self.publish(folder, lora=lora)
+            if not await self._versions():
+                await self.publish(weights.folder, lora=weights.lora)
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+
+def _again(made: Generated) -> bool:
+    """The server says so itself where it could do none of the items, and is then waited for."""
+    return made.error is not None and made.error.status in PASSING
+
+
+def _result(made: Generated) -> Completion | Failed:
+    if made.error is not None:
+        return Failed(made.error.type, made.error.detail or made.error.title)
+    return Completion(made.token_ids, made.logprobs, made.finish_reason, made.policy_revision)

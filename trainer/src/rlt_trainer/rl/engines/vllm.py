@@ -1,0 +1,258 @@
+"""vLLM itself (0.31 or later), on a private address: its OpenAI API, and its development endpoints for full weights.
+
+What is proved of the weights that sampled: an adapter is asked for by a name that holds its content hash, which vLLM
+refuses unless it has loaded a folder under it; full weights get a name in the engine once they are in place, of their
+hash and a mark of this time, and it must say the same name before and after each completion: an engine that was
+started anew has its first weights and no name for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from rlt_client.errors import APIError, InvalidRequest, Unavailable
+from rlt_trainer.config.rl import Rollout
+from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
+from rlt_trainer.rl.engines.contents import content_hash
+
+__all__ = ["VLLMEngine"]
+
+NEUTRAL: Final[dict[str, Any]] = {
+    "n": 1,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "logprobs": 0,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,  # two tokens may spell the same text, and would be one entry
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
+    "add_special_tokens": False,
+    "echo": False,
+    "stream": False,
+}
+"""Said in every request, so that no default of the server's or the model's takes part."""
+
+CONNECT_S: Final = 10.0  # an engine on the same network accepts at once or not at all
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 10.0  # an engine that was started anew is found again within this time
+PASSING: Final = frozenset({429, 500, 502, 503, 504})  # 500: it dies, and somebody starts it anew
+UNFINISHED: Final = "unfinished"  # the engine's name for weights that are being replaced
+MARK: Final = "#"  # between a hash and what tells one time that it was put in place from another
+RESETS: Final = 50  # of its cache: one is refused as long as a request that was broken off holds blocks
+RESET_PAUSE_S: Final = 0.1
+PROBE_TOKENS: Final = 600  # more than two blocks of its cache, whose blocks have 16 tokens on a GPU and 128 on a CPU
+SAME_NATS: Final = 0.05  # between log-probs of the same weights in bfloat16, at most
+FLAGS: Final = "start vLLM with VLLM_SERVER_DEV_MODE=1 for full weights, with --enable-lora for adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What the engine was started with. `max_tokens` of prompt and completion."""
+
+    name: str
+    max_tokens: int
+
+
+class VLLMEngine:
+    """Args:
+    stop: strings that end a completion; kept in it.
+    stop_ids: tokens that do.
+    """
+
+    def __init__(self, config: Rollout, *, key: str | None, stop: Sequence[str], stop_ids: Sequence[int]) -> None:
+        self._config = config
+        self._sampling = NEUTRAL | {
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+            "stop": list(stop),
+            "stop_token_ids": list(stop_ids),
+        }
+        self._http = httpx.AsyncClient(
+            base_url=config.url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(config.patience_s, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=config.concurrency + 1),  # one to publish
+        )
+        self._under_way = asyncio.Semaphore(config.concurrency)
+        self._mending = asyncio.Lock()
+        self._model: _Model | None = None
+
+    async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
+        """One request a sample: a list of equal prompts with one seed gives equal samples."""
+        return list(await asyncio.gather(*(self._sample(ask, weights) for ask in asks)))
+
+    async def publish(self, folder: Path, *, lora: bool) -> Published:
+        weights = Published(folder, lora, await asyncio.to_thread(content_hash, folder))
+        await self._publish(weights)
+        return weights
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    # Samples
+
+    async def _sample(self, ask: Ask, weights: Published) -> Completion | Failed:
+        until = time.monotonic() + self._config.patience_s
+        async with self._under_way:
+            while True:
+                reply = await (self._by_adapter if weights.lora else self._by_model)(ask, weights)
+                if reply is None:
+                    await self._publish(weights)
+                elif (made := _read(reply, weights.revision)) is not None:
+                    return made
+                if time.monotonic() > until:
+                    raise Unavailable("the engine loses its weights again and again", type="engine_down")
+
+    async def _by_adapter(self, ask: Ask, weights: Published) -> httpx.Response | None:
+        """None: the engine does not have these weights, here and below."""
+        reply = await self._complete(self._adapter(weights), ask)
+        return None if reply.status_code == 404 else reply
+
+    async def _by_model(self, ask: Ask, weights: Published) -> httpx.Response | None:
+        before = await self._named()
+        if not _is(before, weights):
+            return None
+        reply = await self._complete((await self._base()).name, ask)
+        return reply if await self._named() == before else None
+
+    async def _complete(self, model: str, ask: Ask) -> httpx.Response:
+        asked = {"model": model, "prompt": list(ask.prompt_ids), "seed": ask.seed}
+        return await self._call("POST", "/v1/completions", self._sampling | asked)
+
+    async def _base(self) -> _Model:
+        if self._model is None:
+            served = _body(await self._call("GET", "/v1/models"))["data"]
+            found = next(model for model in served if model.get("parent") is None)
+            self._model = _Model(str(found["id"]), int(found["max_model_len"]))
+        return self._model
+
+    # Weights
+
+    async def _publish(self, weights: Published) -> None:
+        async with self._mending:
+            await (self._load_adapter(weights) if weights.lora else self._replace(weights))
+
+    def _adapter(self, weights: Published) -> str:
+        return f"{self._config.policy}-{weights.revision.removeprefix('sha256:')}"
+
+    async def _load_adapter(self, weights: Published) -> None:
+        wanted = self._adapter(weights)
+        loaded = {str(model["id"]) for model in _body(await self._call("GET", "/v1/models"))["data"]}
+        if wanted not in loaded:
+            body = {"lora_name": wanted, "lora_path": str(weights.folder)}
+            _must(await self._call("POST", "/v1/load_lora_adapter", body))
+        for old in sorted(loaded):
+            if old.startswith(f"{self._config.policy}-") and old != wanted:
+                _must(await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": old}))
+
+    async def _replace(self, weights: Published) -> None:
+        if _is(await self._named(), weights):
+            return
+        await self._likeliest()  # now its cache has something that must go
+        await self._name(UNFINISHED)
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
+        _must(await self._call("POST", "/collective_rpc", reload))
+        await self._empty_cache()
+        fresh, cached = await self._likeliest(salt=secrets.token_hex(16)), await self._likeliest()
+        if not abs(fresh - cached) <= SAME_NATS:  # NaN too
+            raise Unavailable("the engine's cache still has what the old weights computed", type="engine_down")
+        await self._name(f"{weights.revision}{MARK}{secrets.token_hex(8)}")
+
+    async def _named(self) -> str:
+        return str(_body(await self._call("GET", "/weight_info"))["weight_version"])
+
+    async def _name(self, version: str) -> None:
+        _must(await self._call("POST", "/update_weight_version", {"new_version": version}))
+
+    async def _empty_cache(self) -> None:
+        for _ in range(RESETS):
+            if _body(await self._call("POST", "/reset_prefix_cache?reset_external=true"))["success"]:
+                return
+            await asyncio.sleep(RESET_PAUSE_S)
+        raise Unavailable("the engine's cache could not be emptied: requests still run", type="engine_down")
+
+    async def _likeliest(self, salt: str | None = None) -> float:
+        """Log-prob of the likeliest token after a long prompt, through the cache; past it with a salt."""
+        model = await self._base()
+        asked = {"model": model.name, "prompt": [1] * min(PROBE_TOKENS, model.max_tokens - 1)}
+        body = NEUTRAL | asked | {"max_tokens": 1, "temperature": 0.0, "seed": 0}
+        reply = await self._call("POST", "/v1/completions", body | ({"cache_salt": salt} if salt else {}))
+        return float(_body(reply)["choices"][0]["logprobs"]["token_logprobs"][0])
+
+    # HTTP
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """Asked again until patience is over, as long as nobody answers, or with what passes.
+
+        Raises:
+            Unavailable
+        """
+        until, pause = time.monotonic() + self._config.patience_s, FIRST_PAUSE_S
+        while True:
+            try:
+                reply = await self._http.request(method, path, json=body)
+                if reply.status_code not in PASSING:
+                    return reply
+                reason = f"{reply.status_code} {_message(reply)}"
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            if time.monotonic() + pause > until:
+                raise Unavailable(f"{method} {self._config.url}{path}: {reason}", type="engine_down")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _is(named: str, weights: Published) -> bool:
+    return named.partition(MARK)[0] == weights.revision
+
+
+def _read(reply: httpx.Response, revision: str) -> Completion | Failed | None:
+    """None for one that the engine broke off, as it does with all of them when it is stopped."""
+    if not reply.is_success:
+        return Failed("engine_refused", _message(reply))
+    [choice] = _body(reply)["choices"]
+    if choice["finish_reason"] == "abort":
+        return None
+    ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if len(ids) != len(logprobs) or not all(each is not None and math.isfinite(each) for each in logprobs):
+        return Failed("non_finite_logits", "a token has no log-prob")
+    return Completion(ids, logprobs, choice["finish_reason"], revision)
+
+
+def _body(reply: httpx.Response) -> Any:
+    _must(reply)
+    return reply.json()
+
+
+def _must(reply: httpx.Response) -> None:
+    if reply.is_success:
+        return
+    raise _refusal(reply)
+
+
+def _refusal(reply: httpx.Response) -> APIError:
+    hint = f"; {FLAGS}" if reply.status_code == 404 else ""
+    return InvalidRequest(f"the engine answered {reply.status_code}: {_message(reply)}{hint}", type="unusable_policy")
+
+
+def _message(reply: httpx.Response) -> str:
+    """What a refusal says, for people."""
+    try:
+        return str(reply.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return reply.text[:200]

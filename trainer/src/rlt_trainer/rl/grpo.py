@@ -1,0 +1,69 @@
+"""TRL's GRPOTrainer with the settings of this package."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from rlt_trainer.arguments import shared_arguments
+from rlt_trainer.config.rl import RLConfig
+from rlt_trainer.errors import BadConfig
+from rlt_trainer.rl.mismatch import Watch
+
+__all__ = ["Trainer", "grpo_arguments"]
+
+log = logging.getLogger(__name__)
+
+
+class Trainer(GRPOTrainer):
+    """Looks at how far the engine's log-probs are from its own before it learns from them."""
+
+    def __init__(self, *, watch: Watch, **options: Any) -> None:
+        super().__init__(**options)
+        self._watch = watch
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        mask_bt = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:
+            mask_bt &= inputs["tool_mask"].bool()
+        deltas_bt = (inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]).abs()
+        if seen := self._watch.saw(deltas_bt[mask_bt]):
+            difference, warnings = seen
+            self._metrics["train"]["sampling/sampling_logp_difference/p99"].append(difference.p99)
+            for warning in warnings:
+                log.warning("the engine's log-probs differ from the trainer's: %s", warning)
+        return super().compute_loss(model, inputs, *args, **options)
+
+
+def grpo_arguments(config: RLConfig) -> GRPOConfig:
+    """Raises `BadConfig` for a batch that does not divide, or checkpoints between two uses of the same completions."""
+    shared = shared_arguments(config, config.model, config.training, config.logging, config.checkpoints)
+    if config.checkpoints.every % config.grpo.iterations:
+        raise BadConfig("checkpoints.every must be a multiple of grpo.iterations: a run goes on with fresh completions")
+    grpo, reference = config.grpo, config.grpo.reference
+    return GRPOConfig(
+        **shared,
+        model_init_kwargs={"revision": config.model.revision} if config.model.revision else None,  # the reference's
+        steps_per_generation=shared["gradient_accumulation_steps"],
+        num_generations=grpo.generations,
+        num_iterations=grpo.iterations,
+        max_completion_length=config.rollout.max_tokens,
+        temperature=config.rollout.temperature,
+        beta=grpo.beta,
+        epsilon=grpo.epsilon,
+        loss_type=grpo.loss,
+        scale_rewards=grpo.scale,
+        sync_ref_model=reference.sync_every > 0 and grpo.beta > 0,
+        ref_model_mixup_alpha=reference.mixup,
+        ref_model_sync_steps=reference.sync_every or 1,
+        use_vllm=True,
+        vllm_mode="server",
+        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_mode="token_truncate",  # the default sums over a sequence and masks long ones
+        mask_truncated_completions=False,  # a truncated one must feel the −1 of its missing tag
+        remove_unused_columns=False,
+        log_completions=False,
+    )
