@@ -73,7 +73,7 @@ def test_whole_numbers_are_answers(write: Write) -> None:
         ([{**row, "answer": None} for row in ROWS * 2], r"6 rows have no answer: row 1, 2, 3, 4, 5 …"),
         ([{**ROWS[0], "answer": 0.5}], "column answer holds .*float64.*, where texts are wanted"),
         ([{**ROWS[0], "answer": ["1"]}], "column answer holds List.*, where texts are wanted"),
-        ([], "cannot be read|has no rows"),
+        ([], "cannot be read: it is empty"),
     ],
     ids=["column", "empty", "blank", "null", "float", "list", "none"],
 )
@@ -90,7 +90,8 @@ def test_rows_that_cannot_be_trained_on_are_named(write: Write, rows: list[dict[
         ("absent.jsonl", "does not exist"),
         ("some/where/absent", "does not exist"),
         ("{here}/rows.txt", r"want a file that ends with \.jsonl"),
-        ("{here}/broken.jsonl", "cannot be read"),
+        ("{here}/broken.jsonl", "cannot be read: JSON parse error"),
+        ("{here}/empty.jsonl", "cannot be read: it is empty"),
         ("{here}/broken.parquet", "cannot be read"),
         ("{here}/empty", "cannot be read"),
         ("nobody/nothing", "cannot be read"),
@@ -100,6 +101,7 @@ def test_places_that_hold_no_rows_are_named(name: str, reason: str, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     for file in ("rows.txt", "broken.jsonl", "broken.parquet"):
         (tmp_path / file).write_text("{not json")
+    (tmp_path / "empty.jsonl").touch()
     with pytest.raises(BadData, match=reason) as refused:
         read_rows(Data(path=name.format(here=tmp_path)), want=WANT)
     assert "\n" not in str(refused.value)

@@ -77,7 +77,7 @@ def _opened(data: Data) -> Dataset:
     except BadData:
         raise
     except Exception as error:  # datasets raises whatever its readers and the hub raise
-        raise BadData(f"{data.path} cannot be read: {error}") from error
+        raise BadData(f"{data.path} cannot be read: {str(error.__cause__ or error) or 'it is empty'}") from error
 
 
 def _split(loaded: Dataset | DatasetDict, data: Data) -> Dataset:
