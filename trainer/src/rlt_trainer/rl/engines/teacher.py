@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from rlt_client.aio import AsyncTeacherClient
 from rlt_client.errors import NotFound
+from rlt_client.schemas.common import ModelRef
 from rlt_client.schemas.generate import Generated, GenerateItem, GenerateRequest
 from rlt_client.schemas.models import ModelKind
 from rlt_client.schemas.policies import LoadPolicy, PolicyInfo
 from rlt_trainer.config.rl import Rollout
+from rlt_trainer.errors import BadConfig, StalePolicy
 from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
 
 __all__ = ["TeacherEngine"]
@@ -41,6 +43,7 @@ class TeacherEngine:
         )
         self._under_way = asyncio.Semaphore(at_once)
         self._mending = asyncio.Lock()
+        self._base: str | None = None
 
     async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
         items = [GenerateItem(prompt_token_ids=list(ask.prompt_ids), seed=ask.seed) for ask in asks]
@@ -68,17 +71,35 @@ class TeacherEngine:
             return (await self._client.generate(request)).items
 
     async def publish(self, folder: Path, *, lora: bool) -> Published:
-        before = await self._versions()
+        """As `Engine.publish`. An adapter's revision is that of its base and its own: both must stay.
+
+        Raises:
+            BadConfig: the full weights of another run are in the place of an adapter's base.
+            StalePolicy: an adapter sits on another base than the one before.
+        """
+        listed = await self._client.policies()
+        if lora:
+            self._check_base(listed.active.base or listed.active)
         kind = ModelKind.lora if lora else ModelKind.full
         request = LoadPolicy(name=self._config.policy, source=str(folder), kind=kind, activate=True)
         loaded = (await self._client.load_policy(request)).policy
-        for old in before:
+        for old in self._own(listed.policies):
             if old.revision != loaded.revision:
                 await self._forget(old.revision)
         return Published(folder, lora, loaded.revision)
 
-    async def _versions(self) -> list[PolicyInfo]:
-        return [each for each in (await self._client.policies()).policies if each.name == self._config.policy]
+    def _check_base(self, base: ModelRef) -> None:
+        if base.name == self._config.policy:
+            raise BadConfig(
+                f"the teacher's full weights are {base.name} {base.revision}, published by another run: activate those "
+                "that it was started with (POST /policies/NAME/activate), or take another rollout.policy"
+            )
+        if self._base not in (None, base.revision):
+            raise StalePolicy(f"the teacher's full weights are {base.revision}, not {self._base} as before")
+        self._base = base.revision
+
+    def _own(self, policies: Iterable[PolicyInfo]) -> list[PolicyInfo]:
+        return [each for each in policies if each.name == self._config.policy]
 
     async def _forget(self, revision: str) -> None:
         with suppress(NotFound):  # somebody else did
@@ -87,7 +108,7 @@ class TeacherEngine:
     async def _publish_again(self, weights: Published) -> None:
         """To a server that was started anew and has no memory of policies; once for all who find that out."""
         async with self._mending:
-            if not await self._versions():
+            if not self._own((await self._client.policies()).policies):
                 await self.publish(weights.folder, lora=weights.lora)
 
     async def aclose(self) -> None:
