@@ -41,6 +41,7 @@ class CompletionTables:
             "tokens": len(made.token_ids) if made else 0,
             "finish_reason": made.finish_reason if made else None,
             "revision": made.revision if made else None,
+            "student": sample.rewarded.student,
             "reward": sample.rewarded.reward,
             **{f"reward_{name}": value for name, value in sample.rewarded.components.items()},
             "flags": " ".join(sample.rewarded.flags),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -19,11 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class Trainer(GRPOTrainer):
-    """Looks at how far the engine's log-probs are from its own before it learns from them."""
+    """Looks at how far the engine's log-probs are from its own before it learns from them, and draws problems so that a
+    run that goes on draws the same."""
 
     def __init__(self, *, watch: Watch, **options: Any) -> None:
         super().__init__(**options)
         self._watch = watch
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        return _ByEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         mask_bt = inputs["completion_mask"].bool()
@@ -36,6 +42,22 @@ class Trainer(GRPOTrainer):
             for warning in warnings:
                 log.warning("the engine's log-probs differ from the trainer's: %s", warning)
         return super().compute_loss(model, inputs, *args, **options)
+
+
+class _ByEpoch(Sampler[int]):
+    """TRL's sampler in an order that follows from seed and epoch; its own generator is where earlier epochs left it,
+    which a run that goes on in a later epoch cannot know."""
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]) -> None:
+        self._sampler = sampler
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(self._sampler.seed + self._epoch())
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
 
 def grpo_arguments(config: RLConfig) -> GRPOConfig:

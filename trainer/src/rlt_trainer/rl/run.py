@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -29,11 +28,15 @@ from rlt_trainer.rl.engines import Completion, Engine, Published, TeacherEngine,
 from rlt_trainer.rl.failures import Failures
 from rlt_trainer.rl.generation import in_place_of_vllm
 from rlt_trainer.rl.grpo import Trainer, grpo_arguments
+from rlt_trainer.rl.keys import key_of
 from rlt_trainer.rl.mismatch import Watch
 from rlt_trainer.rl.problems import Problems
 from rlt_trainer.rl.publishing import Versions
 from rlt_trainer.rl.rewards import AnswerRewards, Rewards, ServerRewards
+from rlt_trainer.rl.rewards.students import Student
 from rlt_trainer.rl.rollout import Rolled, RollOut, Sampled, sample_seed
+from rlt_trainer.rl.traces import Explainer
+from rlt_trainer.rl.turns import TurnEnds, TurnOver, Turns
 from rlt_trainer.saving import save_trained, write_weights
 from rlt_trainer.stopping import Stop, Stopping
 from rlt_trainer.texts import Writer, named_format
@@ -57,21 +60,40 @@ def run(config: RLConfig) -> Path:
         RLTError: see `rlt_trainer.errors` and `rlt_client.errors`.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of each model written: one a step
+    turns = Turns(config) if config.turns else None
     with Stop() as stop, start_blocking_portal() as portal:
-        session = _Session(config, portal, stop)
-        try:
-            return session.train()
-        finally:
-            session.close()
+        while isinstance(ended := _train(config, portal, stop, turns), TurnOver):
+            assert turns is not None
+            portal.call(turns.exchange, ended, turns.distil(ended), stop)
+            config = _going_on(config)
+        return ended
+
+
+def _going_on(config: RLConfig) -> RLConfig:
+    """The next turn goes on from the checkpoint of the last one, whatever the run was told of earlier runs."""
+    return config.model_copy(update={"checkpoints": config.checkpoints.model_copy(update={"resume": True})})
+
+
+def _train(config: RLConfig, portal: BlockingPortal, stop: Stop, turns: Turns | None) -> Path | TurnOver:
+    """To the end of the run or of a turn; nothing of the model and its optimizer is held after that."""
+    session = _Session(config, portal, stop, turns)
+    try:
+        return session.train()
+    except TurnOver as over:
+        session.explain(over)
+        return over.with_traceback(None)
+    finally:
+        session.close()
 
 
 class _Session:
-    """One run in one process."""
+    """One run, or a turn of it, in one process."""
 
-    def __init__(self, config: RLConfig, portal: BlockingPortal, stop: Stop) -> None:
+    def __init__(self, config: RLConfig, portal: BlockingPortal, stop: Stop, turns: Turns | None) -> None:
         self._config = config
         self._portal = portal
         self._stop = stop
+        self._turns = turns
         arguments = grpo_arguments(config)  # first: it knows the processes that all else is divided among
         self._resume = checkpoints.starting_point(config.output, resume=config.checkpoints.resume)
         self._writer = Writer(load_codec(config.model), named_format(config.texts.format, config.texts.formats))
@@ -84,6 +106,7 @@ class _Session:
         self._versions = Versions(config.rollout.weights, keep=config.rollout.keep)
         self._tables = CompletionTables(config.output / "completions", self._writer)
         self._published: Published | None = None
+        self._student: Student | None = None
         self._publishing_s = 0.0
         self._rolled: Rolled | None = None
         self._trainer = self._make_trainer(arguments)
@@ -94,6 +117,13 @@ class _Session:
             self._stop.check()
         return save_trained(self._trainer, self._config.model, self._config.output)
 
+    def explain(self, over: TurnOver) -> None:
+        """In every process: what the next turn's student learns from."""
+        assert self._turns is not None
+        problems = [self._problems[key] for key in self._problems.dataset["prompt"]]
+        explainer = Explainer(self._engine, self._writer, weights=over.weights, seed=self._config.seed, step=over.step)
+        self._portal.call(self._turns.explain, over, problems, explainer, self._stop)
+
     def close(self) -> None:
         self._portal.call(self._engine.aclose)
         self._portal.call(self._rewards.aclose)
@@ -103,7 +133,7 @@ class _Session:
     async def _make_engine(self) -> Engine:
         config, format = self._config, self._writer.format
         close = format.teacher.close if config.role is TextRole.teacher else format.student.after_answer.strip()
-        stop, key = [close] if close else [], _key(config.rollout.key_env)
+        stop, key = [close] if close else [], key_of(config.rollout.key_env)
         if config.rollout.engine is RolloutEngine.teacher:
             return TeacherEngine(config.rollout, key=key, stop=stop)
         eos = self._writer.codec.eos_token_id
@@ -115,7 +145,7 @@ class _Session:
             return AnswerRewards(config.reward.match, self._writer)
         return ServerRewards(
             config.reward,
-            key=_key(config.reward.key_env),
+            key=key_of(config.reward.key_env),
             format=config.texts.format,
             temperature=config.rollout.temperature,
         )
@@ -148,8 +178,13 @@ class _Session:
     def _callbacks(self, trainer: Trainer) -> Sequence[TrainerCallback]:
         moved = trainer.ref_model is not None and self._config.grpo.reference.sync_every > 0
         extras = [partial(self._save_reference, trainer)] if moved else []
-        sealing = Sealing(self._config.checkpoints.keep, extras, lambda: {"revision": self._weights.revision})
-        return [sealing, Stopping(self._stop, every=self._config.grpo.iterations)]
+        sealing = Sealing(self._config.checkpoints.keep, extras, self._facts)
+        ends = [TurnEnds(self._config.turns.steps)] if self._config.turns else []
+        return [sealing, Stopping(self._stop, every=self._config.grpo.iterations), *ends]
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says of its last step."""
+        return {"revision": self._weights.revision, "student": self._student.revision if self._student else None}
 
     def _save_reference(self, trainer: Trainer, folder: Path) -> None:
         state = trainer.accelerator.get_state_dict(trainer.ref_model)
@@ -178,7 +213,17 @@ class _Session:
             self._versions.prune(step)
         broadcast_object_list(told)
         self._published = told[0]
+        if self._turns is not None:
+            self._turns.check(trainer.state.global_step, self._weights)
+        if self._student is None and isinstance(self._rewards, ServerRewards):
+            self._student = self._portal.call(self._rewards.hold, self._wanted_student())
         self._publishing_s = time.perf_counter() - began
+
+    def _wanted_student(self) -> Student | None:
+        """Who has to reward; None where the run has just begun, and takes the one that is served."""
+        made = self._turns.student(self._trainer.state.global_step) if self._turns else None
+        before = (checkpoints.sealed(self._resume) or {}).get("student") if self._resume else None
+        return made or (Student(before) if before else None)
 
     # Completions
 
@@ -226,6 +271,8 @@ class _Session:
             found = [each.components[name] for each in rewarded if name in each.components]
             figures[f"reward/{name}"] = sum(found) / len(found)
         figures["reward/missing"] = self._failures.saw(gather_object([each.failure for each in rewarded]))
+        if self._config.turns:
+            figures["turn"] = self._trainer.state.global_step // self._config.turns.steps
         for name, value in figures.items():
             log_metric(name, value)
         self._tables.saw(self._trainer.state.global_step, samples, every=self._config.logging.completions_every)
@@ -247,11 +294,3 @@ def _problems(config: RLConfig, writer: Writer) -> Problems:
 
 def _cut_off(sample: Sampled) -> bool:
     return isinstance(sample.completion, Completion) and sample.completion.finish_reason == "length"
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    if not (key := os.environ.get(variable)):
-        raise BadConfig(f"the environment variable {variable} holds no key")
-    return key

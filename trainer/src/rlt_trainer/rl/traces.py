@@ -48,7 +48,6 @@ class Explainer:
         self._engine = engine
         self._writer = writer
         self._weights = weights
-        self._revision = weights.revision
         self._seed = seed
         self._step = step
 

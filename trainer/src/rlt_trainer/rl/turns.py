@@ -2,7 +2,7 @@
 on.
 
     <output>/turns/turn-000001/
-        traces.jsonl   what the teacher explained at the turn's beginning
+        traces.jsonl   what the newest teacher explained; explained.json: how many, once it is whole
         student/       the run of `rlt-trainer distill`
         turn.json      who rewards in this turn, and how it came about: written last
 
@@ -12,38 +12,66 @@ there is not made again.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
+from accelerate import PartialState
 from pydantic import ValidationError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlt_client.aio import AsyncRewardClient
 from rlt_trainer.config import DistillConfig, RLConfig
 from rlt_trainer.config.base import read
 from rlt_trainer.config.distill import TraceShape
 from rlt_trainer.errors import BadConfig
+from rlt_trainer.rl.engines.base import Published
+from rlt_trainer.rl.keys import key_of
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.students import Student, publish
 from rlt_trainer.rl.traces import Explainer, Outcome, write_whole
 from rlt_trainer.stopping import Stop
 
-__all__ = ["Turn", "TurnOver", "Turns"]
+__all__ = ["Turn", "TurnEnds", "TurnOver", "Turns"]
 
 log = logging.getLogger(__name__)
+
+TRACES: Final = "traces.jsonl"
+EXPLAINED: Final = "explained.json"
+_LOOK_S: Final = 0.5  # between looks for a file of the first process
+
+
+class TurnEnds(TrainerCallback):
+    """A checkpoint at the end of each turn: the next one goes on from there."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if state.global_step % self._steps == 0 and state.global_step < state.max_steps:
+            control.should_save = True
 
 
 class TurnOver(Exception):  # no error: how a training loop is left at the end of a turn
     """The weights of `step` are published, and the student of the next turn has to be made before it goes on."""
 
-    def __init__(self, step: int, revision: str) -> None:
+    def __init__(self, step: int, weights: Published) -> None:
         super().__init__(f"the turn that ends at step {step}")
         self.step = step
-        self.revision = revision
+        self.weights = weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +114,26 @@ class Turns:
             raise BadConfig(f"{self._file(turn)} is missing: its checkpoints were trained with that student")
         return made.rewarding
 
-    def check(self, step: int, revision: str) -> None:
+    def check(self, step: int, weights: Published) -> None:
         """Raises `TurnOver` where a turn begins whose student has not been made."""
         turn = step // self._turns.steps
         if turn and step % self._turns.steps == 0 and self._made(turn) is None:
-            raise TurnOver(step, revision)
+            raise TurnOver(step, weights)
 
     async def explain(self, over: TurnOver, problems: Sequence[Problem], explainer: Explainer, stop: Stop) -> None:
-        """In the first process: the traces, unless they are there. Raises what `Explainer.write` raises."""
+        """In every process; the first one writes traces of the first problems, unless they are there.
+
+        Raises what `Explainer.write` raises.
+        """
         folder = self._file(self._turn(over)).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "explained.json").is_file():
-            return
-        outcome = await explainer.write(problems[: self._turns.traces], folder / "traces.jsonl", stop)
-        write_whole(folder / "explained.json", json.dumps(asdict(outcome)))
-        log.info("turn %d: %d traces; left out: %s", self._turn(over), outcome.written, outcome.left_out)
+        told = folder / EXPLAINED
+        if not PartialState().is_main_process:
+            await _appears(told, stop)
+        elif not told.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            outcome = await explainer.write(problems[: self._turns.traces], folder / TRACES, stop)
+            write_whole(told, json.dumps(asdict(outcome)))
+            log.info("turn %d: %d traces; left out: %s", self._turn(over), outcome.written, outcome.left_out)
 
     def distil(self, over: TurnOver) -> Path:
         """In every process: the student of the next turn, from its own base. Returns its folder."""
@@ -108,27 +141,35 @@ class Turns:
 
         config = self._distil_config(self._turn(over))
         made = config.output / "model"  # there whole or not at all
+        gc.collect()  # the teacher's trainer refers to itself
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return made if made.is_dir() else distill.run(config)
 
-    async def exchange(self, over: TurnOver, folder: Path, key: str | None) -> None:
-        """In the first process: the student goes to the reward server, and the turn is recorded."""
-        reward, turn = self._reward, self._turn(over)
+    async def exchange(self, over: TurnOver, folder: Path, stop: Stop) -> None:
+        """In every process; the first one gives the student to the reward server, and records the turn."""
+        file = self._file(self._turn(over))
+        if not PartialState().is_main_process:
+            await _appears(file, stop)
+            return
+        reward = self._reward
         assert reward.student is not None
-        async with AsyncRewardClient(reward.url, key=key, deadline=reward.patience_s) as client:
+        async with AsyncRewardClient(reward.url, key=key_of(reward.key_env), deadline=reward.patience_s) as client:
             student = await publish(client, reward.student, folder)
-        told = json.loads((self._file(turn).parent / "explained.json").read_text(encoding="utf-8"))
-        outcome = Outcome(**told)
+        self._record(over, Outcome(**json.loads((file.parent / EXPLAINED).read_text(encoding="utf-8"))), student)
+
+    def _record(self, over: TurnOver, outcome: Outcome, student: Student) -> None:
         made = Turn(
-            turn=turn,
+            turn=self._turn(over),
             step=over.step,
-            teacher=over.revision,
+            teacher=over.weights.revision,
             traces=outcome.written,
             left_out=outcome.left_out,
             student=student.revision,
             folder=str(student.folder),
         )
-        write_whole(self._file(turn), f"{json.dumps(asdict(made), indent=2)}\n")
-        log.info("turn %d: student %s rewards", turn, student.revision)
+        write_whole(self._file(made.turn), f"{json.dumps(asdict(made), indent=2)}\n")
+        log.info("turn %d: student %s rewards", made.turn, made.student)
 
     def _turn(self, over: TurnOver) -> int:
         return over.step // self._turns.steps
@@ -144,7 +185,7 @@ class Turns:
         folder = self._file(turn).parent
         own = {
             "output": folder / "student",
-            "data": {"path": str(folder / "traces.jsonl")},
+            "data": {"path": str(folder / TRACES)},
             "shape": TraceShape.raw,
             "checkpoints": self._given.get("checkpoints", {}) | {"resume": True},
         }
@@ -169,3 +210,10 @@ def _read(config: RLConfig) -> dict[str, Any]:
     if config.texts.formats is not None:
         texts.setdefault("formats", config.texts.formats)
     return given
+
+
+async def _appears(file: Path, stop: Stop) -> None:
+    """No barrier: those give up after half an hour, and a teacher may explain for longer."""
+    while not await asyncio.to_thread(file.is_file):
+        stop.check()
+        await asyncio.sleep(_LOOK_S)

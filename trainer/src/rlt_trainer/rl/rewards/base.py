@@ -18,6 +18,8 @@ class Rewarded:
     components: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     failure: str | None = None
+    student: str | None = None
+    """Revision of the student that computed it."""
 
 
 class Rewards(Protocol):

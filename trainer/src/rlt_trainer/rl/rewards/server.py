@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
-from rlt_client.aio import AsyncRewardClient
-from rlt_client.schemas.reward import Detail, RewardItem, Score, SpecRequest, TeacherTokens
+from rlt_client.aio import AsyncRewardClient, ScoredItem
+from rlt_client.errors import NotFound
+from rlt_client.schemas.reward import Detail, RewardItem, SpecRequest, TeacherTokens
 from rlt_trainer.config.rl import Reward
-from rlt_trainer.errors import BadConfig
+from rlt_trainer.errors import BadConfig, StaleStudent
 from rlt_trainer.rl.engines.base import Completion
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.base import Rewarded
+from rlt_trainer.rl.rewards.students import Student, settle
 
 __all__ = ["ServerRewards"]
+
+UNKNOWN: Final = "unknown_student"
 
 
 class ServerRewards:
@@ -33,9 +38,48 @@ class ServerRewards:
         self._temperature = temperature
         self._spec = _spec(config.spec, temperature)
         self._client = AsyncRewardClient(config.url, key=key, deadline=config.patience_s, patience=config.patience_s)
+        self._student: Student | None = None
+        self._settled = 0
+        self._mending = asyncio.Lock()
+
+    async def hold(self, wanted: Student | None) -> Student:
+        """From now on only `wanted` rewards; None: the student that is served now. As `rewards.students.settle`."""
+        self._student = await settle(self._client, self._config.student, wanted)
+        self._settled += 1
+        return self._student
 
     async def score(self, problem: Problem, completion: Completion) -> Rewarded:
-        item = RewardItem(
+        """As `Rewards.score`. A server that was started anew is given the student again, if it is one of this run.
+
+        Raises:
+            StaleStudent: another student rewards.
+        """
+        item, settled = self._item(problem, completion), self._settled
+        scored = await self._scored(item)
+        if scored is None:
+            async with self._mending:
+                if self._settled == settled:  # nobody else has, since this item was sent
+                    await self.hold(self._student)
+            scored = await self._scored(item)
+        if scored is None:
+            raise StaleStudent(f"the reward server's student is not {self._student}: somebody else exchanges it")
+        return _rewarded(scored)
+
+    async def _scored(self, item: RewardItem) -> ScoredItem | None:
+        """None where another student than the one held to scored it, or there is none."""
+        held = self._student
+        try:
+            scored = await self._client.score_item(
+                item, spec=self._spec, format=self._format, student=self._config.student, detail=Detail.components
+            )
+        except NotFound as error:
+            if held is None or error.type != UNKNOWN:
+                raise
+            return None
+        return scored if held is None or scored.student.revision == held.revision else None
+
+    def _item(self, problem: Problem, completion: Completion) -> RewardItem:
+        return RewardItem(
             question=problem.question,
             answer=problem.answer,
             system=problem.system,
@@ -45,11 +89,6 @@ class ServerRewards:
                 temperature=self._temperature,
                 revision=completion.revision,
             ),
-        )
-        return _rewarded(
-            await self._client.score(
-                item, spec=self._spec, format=self._format, student=self._config.student, detail=Detail.components
-            )
         )
 
     async def aclose(self) -> None:
@@ -69,10 +108,10 @@ def _spec(given: Mapping[str, Any], temperature: float) -> SpecRequest:
     return spec
 
 
-def _rewarded(score: Score) -> Rewarded:
-    failure = None
+def _rewarded(scored: ScoredItem) -> Rewarded:
+    score, failure = scored.score, None
     if score.reward is None:
         failure = score.error.type if score.error else str(score.status)
     found: dict[str, Any] = score.components.model_dump() if score.components else {}
     parts = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-    return Rewarded(score.reward, parts, tuple(score.flags), failure)
+    return Rewarded(score.reward, parts, tuple(score.flags), failure, scored.student.revision)
