@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
+    Integer,
     Select,
     Subquery,
     and_,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.types import TypeEngine
 
 from rlt_client.schemas.builds import SampleSort
 from rlt_client.schemas.common import GenStatus, ScoreStatus
@@ -56,13 +58,19 @@ class Shape:
     def cut(self, query: Select[*tuple[Any, ...]], *key: Any) -> Select[*tuple[Any, ...]]:
         """The rows of this page, in the order of `key`."""
         if self.deep:
-            bounds = [bindparam(f"after_{place}", type_=column.type) for place, column in enumerate(key)]
+            bounds = [bindparam(f"after_{place}", type_=_wide(column)) for place, column in enumerate(key)]
             row, bound = tuple_(*key), tuple_(*bounds)
             query = query.where(row < bound if self.descending else row > bound)
         return query.order_by(*self.order(*key)).limit(_LIMIT)
 
     def order(self, *key: Any) -> list[ColumnElement[Any]]:
         return [column.desc() if self.descending else column for column in key]
+
+
+def _wide(column: Any) -> TypeEngine[Any]:
+    """A made-up cursor may hold a number that the column cannot: no row lies behind it, and it is no error."""
+    kind: TypeEngine[Any] = column.type
+    return BigInteger() if isinstance(kind, Integer) else kind
 
 
 @dataclass(frozen=True, slots=True)
