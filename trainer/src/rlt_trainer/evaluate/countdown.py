@@ -50,9 +50,10 @@ def _asked(right: str) -> tuple[Counter[int], Fraction]:
         return Counter(map(int, re.findall(r"\d+", told[1]))), Fraction(told[2])
     sides = _sides(right)
     target = _value(sides[0])
-    if target is None or any(_value(side) != target for side in sides):
+    numbers = _numbers(sides[0])
+    if target is None or numbers.total() < 2 or any(_value(side) != target for side in sides):
         raise BadData(f"want an expression, or numbers and a target such as `44 19 35 = 98`, not {right!r}")
-    return _numbers(sides[0]), target
+    return numbers, target
 
 
 def _sides(text: str) -> list[ast.expr | None]:

@@ -81,7 +81,8 @@ class Finished:
             )
         for line in lines[1:]:
             told = json.loads(line)
-            self.samples[told.pop("place")] = Sample(**told)
+            place = told.pop("place")
+            self.samples[place] = Sample(**told)
         return sum(map(len, lines))
 
     def keep(self, place: int, sample: Sample) -> None:
