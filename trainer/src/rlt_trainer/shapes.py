@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import init_empty_weights
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rlt_trainer.config.sections import Model
 from rlt_trainer.errors import BadConfig
@@ -30,6 +32,8 @@ class Shape:
     """key-value heads × head_dim"""
     feed_forward: int
     vocabulary: int
+    ends: int
+    """parameters of embedding and output layer"""
 
     @property
     def parameters(self) -> int:
@@ -38,8 +42,7 @@ class Shape:
     @property
     def biggest_unit(self) -> int:
         """Parameters that a sharding strategy gathers at once: embedding and output layer, or one decoder layer."""
-        ends = 2 * self.vocabulary * self.hidden
-        return max(ends, (self.parameters - ends) // self.layers)
+        return max(self.ends, (self.parameters - self.ends) // self.layers)
 
 
 def shape_of(model: Model) -> Shape:
@@ -47,17 +50,23 @@ def shape_of(model: Model) -> Shape:
     try:
         config = AutoConfig.from_pretrained(model.name, revision=model.revision or "main")
         with init_empty_weights():
-            empty: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # as transformers has it
-            if lora := lora_config(model.lora):
-                empty = get_peft_model(empty, lora)  # type: ignore[arg-type,unused-ignore]
+            empty: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, ImportError) as error:
         raise BadConfig(f"model {model.name} cannot be read here: {str(error).splitlines()[0]}") from error
-    trained = sum(each.numel() for each in empty.parameters() if each.requires_grad)
-    frozen = sum(each.numel() for each in empty.parameters()) - trained
-    return _widths(config.get_text_config(), trained, frozen)
+    empty.tie_weights()  # which building without weights undoes
+    output = empty.get_output_embeddings()  # type: ignore[no-untyped-call]
+    ends = _count({empty.get_input_embeddings().weight, output.weight})
+    lora = lora_config(model.lora)
+    whole: nn.Module = get_peft_model(empty, lora) if lora else empty
+    trained = _count(each for each in whole.parameters() if each.requires_grad)
+    return _widths(config.get_text_config(), trained, _count(whole.parameters()) - trained, ends)
 
 
-def _widths(config: PretrainedConfig, trained: int, frozen: int) -> Shape:
+def _count(parameters: Iterable[Any]) -> int:
+    return sum(each.numel() for each in parameters)
+
+
+def _widths(config: PretrainedConfig, trained: int, frozen: int, ends: int) -> Shape:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Shape(
@@ -69,4 +78,5 @@ def _widths(config: PretrainedConfig, trained: int, frozen: int) -> Shape:
         keys=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         feed_forward=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         vocabulary=config.vocab_size,
+        ends=ends,
     )
