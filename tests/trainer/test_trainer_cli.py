@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("module", ["rlt_trainer", "rlt_trainer.tiny"])
 def test_help_answers_in_under_a_second(module: str) -> None:
-    def once() -> float:
-        started = time.monotonic()
-        done = run("-m", module, "--help")
-        assert done.returncode == 0
-        assert "usage:" in done.stdout
-        return time.monotonic() - started
-
-    assert min(once() for _ in range(3)) < 1  # the best of three: other tests share the cores
+    run("-m", module, "--help")  # the first run compiles
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run("-m", module, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    assert after.ru_utime - before.ru_utime < 1  # of the processor: other tests share the cores
 
 
 def test_arguments_are_read_without_torch() -> None:
