@@ -159,9 +159,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(make: Make, monkeypatch:
             raise Killed
         keep(self, place, sample)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(Finished, "keep", dies)
-        run(config)
+        with pytest.raises(Killed):
+            run(config)
     file = config.output / "finished.jsonl"
     assert not (config.output / "results.json").exists()
     file.write_bytes(file.read_bytes() + b'{"place": 30, "te')  # a line that was cut off
