@@ -66,18 +66,18 @@ def test_the_samples_of_a_round_are_equally_long_and_of_questions_of_their_own(t
     assert not one & other
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
-def test_every_version_that_is_published_has_other_weights(tiny_warmup: Path, adapted: bool) -> None:
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_every_version_that_is_published_has_other_weights(tiny_warmup: Path, lora: bool) -> None:
     publish = import_module("trainer_bench.publish")
     model = import_module("rlt_trainer.tiny.model").load_model(tiny_warmup)
-    trained = publish._adapted(model) if adapted else model
-
-    def weights() -> list[Any]:
-        return [each.detach().clone() for each in trained.parameters() if each.requires_grad]
-
-    before = weights()
-    publish._change(trained)
-    assert any(not one.equal(other) for one, other in zip(before, weights(), strict=True))
+    names = set(model.state_dict())
+    with publish._trained(model, lora=lora) as trained:
+        before = {name: value.clone() for name, value in trained.state_dict().items()}
+        publish._change(trained)
+        changed = [name for name, value in trained.state_dict().items() if not value.equal(before[name])]
+    assert changed
+    assert all((publish.ADAPTER in name) == lora for name in changed)
+    assert set(model.state_dict()) == names
 
 
 def test_a_random_model_has_a_word_for_every_id_and_takes_the_miniature_s_format(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from reward_bench.shapes import Shape
 from rlt_bench.measure import Figures, Record, machine
 from trainer_bench.models import QWEN_05B, QWEN_15B, save_random
-from trainer_bench.runs import GENERATING, STEP, WAITING, Ran, Work
+from trainer_bench.runs import GENERATING, PUBLISHING, STEP, WAITING, Ran, Work
 from trainer_bench.runs import run as run_once
 from trainer_bench.world import Settings, beside
 
@@ -59,12 +59,13 @@ def _figures(ran: Ran, most: list[float], device: str) -> Figures:
     def median(name: str) -> float:
         return statistics.median(step[name] for step in ran.steps)
 
-    generating, waiting = median(GENERATING), median(WAITING)
+    elsewhere = (GENERATING, WAITING, PUBLISHING)
     return {
         "step s": median(STEP),
-        "generating s": generating,
-        "waiting s": waiting,
-        "publishing and update s": median(STEP) - generating - waiting,
+        "generating s": median(GENERATING),
+        "waiting s": median(WAITING),
+        "publishing s": median(PUBLISHING),
+        "update s": statistics.median(step[STEP] - sum(step[name] for name in elsewhere) for step in ran.steps),
         "tokens a completion": median("completions/mean_length"),
         "trainer's peak GiB": ran.peak_gib if device != "cpu" else None,
         "GPU in use GiB": max(most) if most else None,

@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
 from reward_bench.shapes import Shape
 from rlt_bench.command import ROOT
@@ -32,6 +33,7 @@ from rlt_service.revision import model_revision
 from rlt_trainer.config.rl import Rollout
 from rlt_trainer.rl.engines import TeacherEngine
 from rlt_trainer.rl.publishing import Versions
+from rlt_trainer.saving import write_weights
 from rlt_trainer.tiny import ensure_warmup
 from rlt_trainer.tiny.model import load_model
 from trainer_bench.models import QWEN_05B, save_random
@@ -41,6 +43,7 @@ __all__ = ["run"]
 
 ROUNDS: Final = 5
 RANK: Final = 16
+ADAPTER: Final = "lora_"  # in the names of an adapter's tensors
 CACHE_MIB: Final = 512
 
 
@@ -53,6 +56,7 @@ class _Case:
 
 
 def run(command: str, *, shape: Shape = QWEN_05B, rounds: int = ROUNDS) -> Record:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of each model written
     record = Record("trainer-publish", command, machine())
     tiny = ensure_warmup()
     case = _Case("147k parameters", load_model(tiny), tiny, "float32")
@@ -87,17 +91,27 @@ ENGINES: Final = {_embedded: "transformers", _vllm: "vLLM"}
 
 
 def _ways(record: Record, case: _Case, engine: Callable[..., Any], rounds: int) -> None:
-    """Full weights, then an adapter, at one teacher server."""
+    """An adapter, then full weights, at one teacher server: an adapter wants those that the server began with."""
     with TemporaryDirectory() as name, engine(case, Path(name)) as url:
-        for lora in (False, True):
-            model = _adapted(case.model) if lora else case.model
-            taken = asyncio.run(_rounds(case, model, url, Path(name), rounds, lora=lora))
+        for lora in (True, False):
+            with _trained(case.model, lora=lora) as model:
+                taken = asyncio.run(_rounds(case, model, url, Path(name), rounds, lora=lora))
             way = f"{ENGINES[engine]}, {'LoRA' if lora else 'full weights'}"
             record.add(case.name, way, **_figures(taken))
 
 
-def _adapted(model: LlamaForCausalLM) -> Any:
-    return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+@contextmanager
+def _trained(model: Any, *, lora: bool) -> Iterator[Any]:
+    """What an optimizer would change: all of the model, or an adapter, which is taken off it again."""
+    if not lora:
+        yield model
+        return
+    adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
+        model.requires_grad_(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +130,8 @@ async def _rounds(case: _Case, model: Any, url: str, folder: Path, rounds: int, 
     engine = TeacherEngine(Rollout(url=url, weights=folder), key=None, stop=[])
 
     def save(path: Path) -> None:
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        state = {name: value for name, value in model.state_dict().items() if not lora or ADAPTER in name}
+        write_weights(path, model, state, tokenizer, case.dtype)
 
     async def once(step: int) -> _Took:
         _change(model)
@@ -129,7 +143,7 @@ async def _rounds(case: _Case, model: Any, url: str, folder: Path, rounds: int, 
         await engine.publish(path, lora=lora)
         moments.append(time.perf_counter())
         size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
-        versions.prune()
+        versions.prune(step)
         write, hash_once, published = (after - before for before, after in pairwise(moments))
         return _Took(write, hash_once, published, size)
 

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from trainer_bench.world import Settings, World
 
-__all__ = ["GENERATING", "STEP", "WAITING", "Ran", "Step", "Way", "Work", "run", "run_all", "tell"]
+__all__ = ["GENERATING", "PUBLISHING", "STEP", "WAITING", "Ran", "Step", "Way", "Work", "run", "run_all", "tell"]
 
 Step = dict[str, float]
 """Figures by TRL's names."""
@@ -24,6 +24,7 @@ Way = tuple[str, Settings]
 STEP: Final = "step_time"  # TRL's: completions, rewards and update
 GENERATING: Final = "time/generating_s"
 WAITING: Final = "time/waiting_for_rewards_s"
+PUBLISHING: Final = "time/publishing_s"
 FIRST: Final = 1  # steps that are not counted: they load and compile
 
 

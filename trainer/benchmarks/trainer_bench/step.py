@@ -7,7 +7,7 @@ from typing import Final
 
 from rlt_bench.measure import Figures, Record, machine
 from rlt_trainer.tiny import ensure_warmup
-from trainer_bench.runs import GENERATING, STEP, WAITING, Step, Work, run_all
+from trainer_bench.runs import GENERATING, PUBLISHING, STEP, WAITING, Step, Work, run_all
 from trainer_bench.world import Settings, beside
 
 __all__ = ["run"]
@@ -48,5 +48,6 @@ def _figures(steps: list[Step], alone: float) -> Figures:
         "times TRL alone": took / alone,
         "generating s": median(GENERATING),
         "waiting s": median(WAITING),
+        "publishing s": median(PUBLISHING),
         "tokens a completion": median("completions/mean_length"),
     }
