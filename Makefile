@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos lint format types lock clean
+.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos lint format types lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,8 +29,17 @@ fp8: ## torchao, linked as .fp8 (for slow tests)
 demo: setup ## question + answer → explanation → reward → data set, on tiny models made here
 	@.venv/bin/rlt demo
 
-models: setup ## train the committed tiny base model again, seed and gate printed
+models: setup ## train the committed tiny base models again, seed and gate printed
 	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base --replace
+	$(PY) -m rlt_trainer tiny parts-base --out trainer/src/rlt_trainer/tiny/parts/base --replace
+
+paper: setup ## the paper in miniature, one seed of the parts task; writes docs/paper (30 minutes)
+	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper small
+	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
+
+paper-full: setup ## three seeds of both tasks, every arm; goes on where it was left (a day)
+	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper full
+	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
 
 test: setup engine clients lint types ## everything but the slow tests
 	$(PY) -m pytest -m "not slow" -n 2
@@ -74,4 +83,4 @@ lock: ## resolve requirements/*.in again (needs uv)
 	requirements/lock.sh dev engine clients fp8
 
 clean: ## remove what was made in this checkout; the user cache stays
-	rm -rf .venv .engine .clients .fp8 .rlt .rlt-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .engine .clients .fp8 .rlt .rlt-demo .rlt-paper .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,40 @@
+"""`python -m rlt_paper`: parses its arguments first and imports what is heavy only to run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+import rlt_paper
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+PAGE: Final = ROOT / "docs" / "paper"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlt_paper", description=rlt_paper.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("what", choices=["small", "full", "report"])
+    parser.add_argument("--records", type=Path, default=PAGE / "records", help="where finished pieces are kept")
+    parser.add_argument("--work", type=Path, default=ROOT / ".rlt-paper", help="models, traces and logs")
+    parser.add_argument("--lanes", type=int, default=2, help="arms side by side, one core each (default: 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of `full` (default: 1 2 3)")
+    parser.add_argument("--only", nargs="+", help="these arms alone, by name")
+    asked = parser.parse_args()
+    if asked.what == "report":
+        from rlt_paper.report import write
+
+        write(asked.records, PAGE)
+        return
+    from rlt_paper.plan import run_full, run_small
+
+    work, records = asked.work.resolve(), asked.records.resolve()
+    if asked.what == "small":
+        run_small(work, records, lanes=asked.lanes, only=asked.only)
+    else:
+        run_full(work, records, lanes=asked.lanes, seeds=asked.seeds, only=asked.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""docs/paper/README.md from the records: what was measured, as tables, with what limits the claim."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rlt_paper import correlation, plots
+from rlt_paper.arms import ARMS, SOURCES, full
+from rlt_paper.records import Records
+
+__all__ = ["SAMPLES", "page", "write"]
+
+Row = dict[str, Any]
+_STUDIES: Final = {
+    "parts-a": "Four independent parts (corpus a)",
+    "parts-b": "Four independent parts, a richer corpus (b)",
+    "chain-a": "One chain of four operations",
+}
+_COLUMNS: Final = (
+    "exact greedy",
+    "exact T=.7",
+    "parts greedy",
+    "parts T=.7",
+    "RLT score",
+    "r_SS",
+    "KL mean",
+    "good parts",
+    "all good",
+    "leaked parts",
+    "digressing",
+    "words",
+)
+_TEXTS: Final = Path(__file__).parent / "page.md"
+_MISSING: Final = "not run yet"
+
+
+def write(records: Path, folder: Path) -> None:
+    """The page and its plots, into a folder."""
+    found = Records(records)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = plots.draw(found, folder)
+    (folder / "README.md").write_text(page(found, drawn), encoding="utf-8")
+
+
+def page(records: Records, drawn: Sequence[str] = ()) -> str:
+    """The page: what is written by hand, with a table in the place of each `{{name}}`."""
+    text = _TEXTS.read_text(encoding="utf-8")
+    tables = {name: _study(records, name) for name in _STUDIES}
+    tables |= {
+        "further": _further(records),
+        "correlation": _correlations(records),
+        "starvation": _starvation(records),
+        "where": _where(records),
+        "plots": "\n\n".join(f"![{Path(name).stem}]({name})" for name in drawn) or _MISSING,
+        "examples": _examples(records),
+    }
+    for name, table in tables.items():
+        text = text.replace(f"{{{{{name}}}}}", table)
+    return text
+
+
+def _study(records: Records, name: str) -> str:
+    rows = []
+    for piece, title in _pieces(name):
+        found = [each for each in records.all(f"{name}/seed-*/{piece}") if "figures" in each]
+        rows.append([title, *(_cells(found))])
+    return _table(["traces", "seeds", *_COLUMNS], rows)
+
+
+def _pieces(study: str) -> list[tuple[str, str]]:
+    task, corpus = study.split("-")
+    arms = [(name, ARMS[name].title) for name in full(task, corpus)]
+    sources = [(each.name, each.title) for each in SOURCES] if corpus == "a" else []
+    return [*arms, *sources]
+
+
+def _cells(found: Sequence[Row]) -> list[str]:
+    if not found:
+        return [_MISSING, *[""] * len(_COLUMNS)]
+    return [str(len(found)), *(_spread([row["figures"].get(name) for row in found]) for name in _COLUMNS)]
+
+
+def _spread(values: Iterable[float | None]) -> str:
+    """Mean ± sample standard deviation, where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    if len(known) == 1:
+        return f"{known[0]:.3f}"
+    return f"{statistics.fmean(known):.3f} ± {statistics.stdev(known):.3f}"
+
+
+def _starvation(records: Records) -> str:
+    """Right answers among all samples of a solver's training, of each seed."""
+    rows = []
+    for study in _STUDIES:
+        for record in records.all(f"{study}/seed-*/solver"):
+            curve = record["curve"]
+            right = [round(step["reward"] * SAMPLES) for step in curve]
+            first = next((step["step"] for step, count in zip(curve, right, strict=True) if count), None)
+            seed = record["piece"].split("/")[1]
+            last = f"{curve[-1]['reward']:.3f}" if curve else ""
+            rows.append([study, seed, f"{sum(right)} of {len(curve) * SAMPLES:,}", str(first or "none"), last])
+    return _table(["study", "seed", "right answers", "first at step", "share in the last step"], rows)
+
+
+SAMPLES: Final = 256  # of a step, as configs/rl.toml has it
+
+
+def _further(records: Records) -> str:
+    rows = []
+    for study in _STUDIES:
+        for kind in ("cold", "transfer"):
+            for record in records.all(f"{study}/seed-*/{kind}-*"):
+                shown = "; ".join(f"{key} {value:.3f}" for key, value in record["figures"].items() if _told(key))
+                rows.append([study, record["piece"].split("/")[1], record["title"], shown])
+    return _table(["study", "seed", "what", "figures"], rows)
+
+
+def _told(figure: str) -> bool:
+    return "exact" in figure
+
+
+def _correlations(records: Records) -> str:
+    rows = []
+    for study in ("parts-a", "chain-a"):
+        for weight, figures in correlation.by_weight(list(records.all(f"{study}/seed-*/*"))).items():
+            rows.append([study, weight, *figures])
+    return _table(["study", "λ of the score", "sets", "Pearson (greedy exact)", "Spearman (greedy exact)"], rows)
+
+
+def _examples(records: Records) -> str:
+    lines = [
+        f"* {each['title']}: `{each['example']['trace']}`"
+        for each in records.all("parts-a/seed-1/*")
+        if each.get("example", {}).get("trace")
+    ]
+    return "\n".join(lines) or _MISSING
+
+
+def _where(records: Records) -> str:
+    machines: dict[str, int] = defaultdict(int)
+    for record in records.all("*/seed-*/*"):
+        machines["; ".join(f"{name} {value}" for name, value in record["machine"].items())] += 1
+    return "\n".join(f"* {count} records on: {shown}" for shown, count in machines.items()) or _MISSING
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return _MISSING
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
