@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["plugins.stack", "plugins.bucket", "plugins.engine", "plugins.policies", "plugins.hostile"]
+pytest_plugins = [
+    "plugins.stack",
+    "plugins.bucket",
+    "plugins.engine",
+    "plugins.policies",
+    "plugins.hostile",
+    "plugins.training",
+]
 
 STARTED_ONCE = {"contract", "integration", "reward_server"}  # folders whose tests share vLLM, a stack, scored models
 
