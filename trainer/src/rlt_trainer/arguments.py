@@ -34,10 +34,13 @@ def shared_arguments(
     """What `TrainingArguments` and what builds on it (SFTConfig, GRPOConfig) take alike.
 
     Raises:
-        BadConfig: the batch does not divide among the processes, or a package is not installed.
+        BadConfig: the batch does not divide among the processes, or a package or the GPUs of a strategy are missing.
     """
+    on_cpu = training.cpu or not torch.cuda.is_available()
     _require("logging.to", *logging.to)
     _require("training.strategy", training.strategy)
+    if on_cpu and training.strategy is not Strategy.ddp:
+        raise BadConfig(f"training.strategy {training.strategy} needs GPUs: on CPUs nothing would be sharded")
     # transformers 5.17 takes TensorBoard's folder and wandb's project from here alone
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(stage.output / "logs")
     os.environ["WANDB_PROJECT"] = logging.project
@@ -63,7 +66,7 @@ def shared_arguments(
         "max_grad_norm": training.max_grad_norm,
         "bf16": model.dtype == "bfloat16",
         "gradient_checkpointing": model.gradient_checkpointing and training.strategy is not Strategy.fsdp,
-        "use_cpu": training.cpu or not torch.cuda.is_available(),
+        "use_cpu": on_cpu,
         "save_strategy": "steps" if checkpoints.every else "no",
         "save_steps": checkpoints.every or 1,
         "save_total_limit": None,  # ours: transformers would remove the old one before the new one is whole

@@ -49,7 +49,12 @@ def write_weights(
     """
     kind: torch.dtype = getattr(torch, dtype)
     held = model.state_dict() if state is None else state
-    cast = {name: value.to(kind) if value.is_floating_point() else value for name, value in held.items()}
+    twice = getattr(model, "all_tied_weights_keys", {})  # shards and casts of one tensor are tensors of their own
+    cast = {
+        name: value.to(kind) if value.is_floating_point() else value
+        for name, value in held.items()
+        if name not in twice
+    }
     model.save_pretrained(folder, state_dict=cast)
     if (folder / "config.json").is_file():  # none with an adapter
         told = copy.deepcopy(model.config)
