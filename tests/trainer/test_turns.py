@@ -1,0 +1,176 @@
+"""Co-training in turns on tiny models: teacher, traces, a fresh student, and the student rewards the teacher."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from plugins.training import Servers, Training
+from safetensors.torch import load_file
+
+from rlt_client import RewardClient
+
+pytestmark = pytest.mark.slow  # a run of 5 steps with two distillations, several times
+
+KILLED = -signal.SIGKILL
+STEPS = 5
+TRACES = 6
+
+TurnsOf = Callable[..., Training]
+
+
+@pytest.fixture(scope="module")
+def distill(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    file = tmp_path_factory.mktemp("distill") / "student.toml"
+    file.write_text(
+        f"""
+        output = "set by the run"
+        data = {{ path = "set by the run" }}
+        model = {{ name = "{tiny_base}", dtype = "float32", gradient_checkpointing = false }}
+        packing = false
+        training = {{ steps = 3, batch_size = 4, micro_batch_size = 4, learning_rate = 1e-3, cpu = true }}
+        logging = {{ to = [] }}
+        checkpoints = {{ every = 1 }}
+        """
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def co_training(training: Callable[..., Training], distill: Path) -> TurnsOf:
+    def make(name: str, **given: Any) -> Training:
+        turns = {"steps": 2, "traces": TRACES, "distill": distill}
+        return training(
+            name,
+            turns=turns,
+            reward={"student": "student"},
+            training={"steps": STEPS},
+            checkpoints={"every": 0},
+            **given,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(co_training: TurnsOf, begin: Callable[[], str]) -> Training:
+    begin()
+    run = co_training("whole-turns")
+    run.run()
+    return run
+
+
+@pytest.fixture(scope="module")
+def begin(servers: Servers) -> Callable[[], str]:
+    """A reward server with its first student again; that student's revision."""
+
+    def again() -> str:
+        servers.reward.kill()
+        servers.reward.start()
+        servers.reward.wait_ready()
+        return rewarding(servers)
+
+    return again
+
+
+def test_two_turns_train_teacher_and_students(whole: Training, servers: Servers, begin: Callable[[], str]) -> None:
+    first, second = record(whole, 1), record(whole, 2)
+    assert [each["step"] for each in (first, second)] == [2, 4]
+    assert rewarding(servers) == second["student"] != first["student"]
+
+    table = whole.completions()
+    students = table.groupby("step")["student"].unique().map(list).to_dict()
+    assert students == {
+        0: [begin()],
+        1: students[0],
+        2: [first["student"]],
+        3: [first["student"]],
+        4: [second["student"]],
+    }
+    assert table[table["step"] == 2]["revision"].unique().tolist() == [first["teacher"]]
+
+
+def test_traces_are_complete_explanations_of_the_first_problems(whole: Training, rl_problems: Path) -> None:
+    rows = [json.loads(line) for line in (turn(whole, 1) / "traces.jsonl").read_text().splitlines()]
+    told = record(whole, 1)
+    assert told["traces"] == len(rows)
+    assert told["traces"] + sum(told["left_out"].values()) == TRACES
+    problems = [json.loads(line)["question"] for line in rl_problems.read_text().splitlines()]
+    asked = [row["question"] for row in rows]
+    assert asked == [question for question in problems if question in asked]
+    assert not any("#" in row["explanation"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("point", "step"),
+    [("explaining", 2), ("distilling", 1), ("exchanging", 3), ("roll-out", 3)],
+)
+def test_a_killed_run_goes_on_in_every_phase(
+    whole: Training, co_training: TurnsOf, begin: Callable[[], str], point: str, step: int
+) -> None:
+    begin()
+    run = co_training(f"turns-{point}")
+    run.run((point, step), status=KILLED)
+    if point != "exchanging":
+        begin()  # who has lost the student, if it was there yet
+    run.run()
+    for number in (1, 2):
+        told, expected = record(run, number), record(whole, number)
+        assert told | {"folder": ""} == expected | {"folder": ""}
+    pd.testing.assert_frame_equal(run.completions(), whole.completions())
+    assert same(finished(run), finished(whole))
+
+
+def test_a_restarted_reward_server_is_given_the_student_again(
+    whole: Training, co_training: TurnsOf, servers: Servers, begin: Callable[[], str]
+) -> None:
+    begin()
+    run = co_training("turns-restart")
+    process = run.start(("scoring", 3), kill=servers.reward.pid)
+    servers.reward.wait_killed()
+    servers.reward.start()
+    run.ended(process)
+    assert same(finished(run), finished(whole))
+
+
+def test_what_does_not_fit_is_told_before_anything_is_trained(
+    co_training: TurnsOf, distill: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text(distill.read_text().replace("steps = 3", "steps = 0"))
+    run = co_training("turns-bad")
+    run.config["turns"]["distill"] = bad
+    told = run.run(status=1)
+    assert str(bad) in told
+    assert "training.steps" in told
+    run.config["turns"]["distill"] = tmp_path / "none.toml"
+    assert "none.toml" in run.run(status=1)
+    assert not list(run.output.glob("checkpoint-*"))
+
+
+def rewarding(servers: Servers) -> str:
+    with RewardClient(servers.reward.url) as client:
+        return client.models().student.revision
+
+
+def turn(run: Training, number: int) -> Path:
+    return run.output / "turns" / f"turn-{number:06d}"
+
+
+def record(run: Training, number: int) -> dict[str, Any]:
+    return dict(json.loads((turn(run, number) / "turn.json").read_text()))
+
+
+def finished(run: Training) -> dict[str, torch.Tensor]:
+    return load_file(run.output / "model" / "model.safetensors")
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """To the last bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
