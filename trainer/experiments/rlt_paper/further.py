@@ -22,6 +22,7 @@ def cold_start(study: Study, name: str, stack: Stack) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         before = study.run_arm(ARMS[name], stack)
         log = study.log()
+        study.lessons(ARMS[name], stack, log)  # a record may be another machine's
         student = study.student(name, study.folder / name / "traces.jsonl", log)
         arm = replace(SOLVER, name=f"cold-{name}", steps=_COLD_STEPS)
         trained = study.policy(arm, stack, log, student)

@@ -87,9 +87,7 @@ class Study:
 
         def make() -> dict[str, Any]:
             log = self.log({servers.KEY: stack.key})
-            policy = self.policy(arm, stack, log)
-            examples = self.examples()
-            traces = self.traces(arm, policy, stack, log, examples, self.folder / arm.name / "traces.jsonl")
+            traces = self.lessons(arm, stack, log)
             return {
                 "title": arm.title,
                 "steps": self.steps(arm) if arm.trained else 0,
@@ -101,6 +99,11 @@ class Study:
             }
 
         return self.records.made_once(f"{self.name}/{arm.name}", make)
+
+    def lessons(self, arm: Arm, stack: Stack, log: Log) -> Traces:
+        """What the arm's model writes for its student; made where it is not there yet."""
+        policy, to = self.policy(arm, stack, log), self.folder / arm.name / "traces.jsonl"
+        return self.traces(arm, policy, stack, log, self.examples(), to)
 
     def run_source(self, source: Source, stack: Stack) -> dict[str, Any]:
         """The record of traces that a program wrote."""
