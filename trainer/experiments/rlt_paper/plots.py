@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 __all__ = ["draw"]
 
-_BLUE, _RED, _GREY = "#3b6ea5", "#c4572e", "#8a8a8a"
+_BLUE: Final = "#3b6ea5"
 _STUDIES: Final = ("parts-a", "chain-a", "parts-b")
 
 
@@ -53,44 +53,56 @@ def _mean(arms: list[dict[str, Any]], title: str) -> float:
 
 
 def _training(arms: list[dict[str, Any]], folder: Path, study: str) -> str:
-    """Left r_SS of teachers, right the share of right answers of solvers, by step."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
-    for axis, key, what in zip(axes, ("r_SS", "reward"), ("teachers: r_SS, nats", "solvers: reward"), strict=True):
-        shown = [each for each in arms if (key in each["curve"][0]) and (key == "r_SS") == ("r_SS" in each["curve"][0])]
-        for place, each in enumerate(shown):
-            steps = [row["step"] for row in each["curve"]]
-            seed = each["piece"].split("/")[1].removeprefix("seed-")
-            values = [row[key] for row in each["curve"]]
-            axis.plot(steps, values, lw=1.2, color=plt.cm.tab10(place % 10), label=f"{each['title']} ({seed})")
-        axis.set_xlabel("step")
-        axis.set_ylabel(what)
-        axis.spines[["top", "right"]].set_visible(False)
-        if shown:
-            axis.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    """Left r_SS of teachers, right the reward of solvers, by step; a line each seed, a colour each arm."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
+    teachers = [each for each in arms if "r_SS" in each["curve"][0]]
+    _lines(axes[0], teachers, "r_SS", "teachers: r_SS, nats")
+    _lines(axes[1], [each for each in arms if each not in teachers], "reward", "solvers: reward")
     return _written(figure, folder, f"{study}-training.png")
 
 
+def _lines(axis: Any, arms: list[dict[str, Any]], key: str, what: str) -> None:
+    for title, colour in _colours(arms).items():
+        for number, each in enumerate(arm for arm in arms if arm["title"] == title):
+            steps, values = [row["step"] for row in each["curve"]], [row[key] for row in each["curve"]]
+            axis.plot(steps, values, lw=1.2, color=colour, label=None if number else title)
+    axis.set_xlabel("step")
+    axis.set_ylabel(what)
+    axis.spines[["top", "right"]].set_visible(False)
+    _legend(axis)
+
+
 def _scores(found: list[dict[str, Any]], folder: Path, study: str) -> str:
-    """Reward of each set of traces against the student that it made."""
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for each in found:
-        figures, written = each["figures"], "shares" in each
-        axis.scatter(figures["RLT score"], figures["exact greedy"], color=_GREY if written else _RED, s=22)
-        point = (figures["RLT score"], figures["exact greedy"])
-        axis.annotate(each["title"], point, fontsize=6, xytext=(4, 3), textcoords="offset points")
+    """Reward of each set of traces against the student that it made; crosses are traces that a program wrote."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    for title, colour in _colours(found).items():
+        sets = [each for each in found if each["title"] == title]
+        scores, right = ([each["figures"][key] for each in sets] for key in ("RLT score", "exact greedy"))
+        axis.scatter(scores, right, color=colour, marker="x" if "shares" in sets[0] else "o", s=24, label=title)
     axis.set_xlabel("RLT reward of the traces (one scorer for all, λ 3)")
     axis.set_ylabel("student, greedy exact")
+    _legend(axis)
     return _saved(figure, axis, folder, f"{study}-scores.png")
+
+
+def _colours(records: list[dict[str, Any]]) -> dict[str, Any]:
+    titles = sorted({each["title"] for each in records})
+    return {title: plt.get_cmap("tab20")(place % 20) for place, title in enumerate(titles)}
+
+
+def _legend(axis: Any) -> None:
+    """Beside the picture: it would hide what it explains."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _saved(figure: Any, axis: Any, folder: Path, name: str) -> str:
     axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     return _written(figure, folder, name)
 
 
 def _written(figure: Any, folder: Path, name: str) -> str:
+    figure.tight_layout()
     figure.savefig(folder / name, dpi=120)
     plt.close(figure)
     return name
