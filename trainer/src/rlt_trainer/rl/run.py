@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rlt_trainer import checkpoints
+from rlt_trainer.answers import check_right_answer
 from rlt_trainer.callbacks import Sealing, equip
 from rlt_trainer.config.rl import RewardSource, RLConfig, RolloutEngine
 from rlt_trainer.config.sections import TextRole
@@ -156,9 +157,7 @@ class _Session:
         if self._resume is not None and (self._resume / REFERENCE).is_dir():
             model.config._name_or_path = str(self._resume / REFERENCE)  # where TRL loads the reference from
         with in_place_of_vllm(self._publish), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="You are using 'rollout_func'"
-            )  # that it may change: it is pinned
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # may change, but TRL is pinned
             try:
                 trainer = Trainer(
                     watch=Watch(config.mismatch, config.model.dtype),
@@ -286,6 +285,9 @@ def _problems(config: RLConfig, writer: Writer) -> Problems:
     room = config.texts.max_tokens - config.rollout.max_tokens
     if room < 1:
         raise BadConfig("texts.max_tokens must leave room for a prompt beside rollout.max_tokens")
+    if config.reward.source is RewardSource.answer:
+        for row in rows:
+            check_right_answer(config.reward.match, row["answer"])
     problems = Problems(rows, writer, config.role, room)
     if problems.too_long:
         log.warning("%d problems have prompts of over %d tokens and are left out", problems.too_long, room)
