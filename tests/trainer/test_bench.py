@@ -103,8 +103,8 @@ def test_the_benchmark_for_a_gpu_runs_without_one() -> None:
     gpu, models, runs = (import_module(f"trainer_bench.{name}") for name in ("gpu", "models", "runs"))
     work = runs.Work(steps=3, batch=8, generations=4, max_tokens=24, micro_batch=4)
     record = gpu.run("test", shapes=(models.SMALL,), work=work, device="cpu")
-    assert [row.way for row in record.rows] == ["full weights", "LoRA"]
+    assert [row.way for row in record.rows] == ["LoRA", "full weights"]
     for row in record.rows:
-        assert row.figures["tokens a completion"] == work.max_tokens  # random weights write no closing tag
+        assert row.figures["tokens a completion"] > work.max_tokens / 2  # one token in 256 ends a text, at random
         assert row.figures["step s"] > row.figures["generating s"] > 0
         assert row.figures["GPU in use GiB"] is None

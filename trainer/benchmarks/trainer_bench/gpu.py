@@ -32,7 +32,7 @@ LOOK_S: Final = 0.2
 
 
 def run(command: str, *, shapes: Sequence[Shape] = SHAPES, work: Work = WORK, device: str = "cuda") -> Record:
-    """Full weights, then LoRA, of every shape."""
+    """LoRA, then full weights, of every shape: an adapter wants the weights that the teacher began with."""
     record = Record("trainer-gpu", command, machine())
     for shape in shapes:
         with TemporaryDirectory() as name:
@@ -52,7 +52,7 @@ def _ways(work: Work, device: str) -> dict[str, Settings]:
         "texts.max_tokens": work.max_tokens + 128,
         "mismatch.stop_mean": 1.0,  # of random weights: this is not what is looked at here
     }
-    return {"full weights": told, "LoRA": {**told, "model.lora.rank": 32}}
+    return {"LoRA": {**told, "model.lora.rank": 32}, "full weights": told}
 
 
 def _figures(ran: Ran, most: list[float], device: str) -> Figures:
