@@ -1,4 +1,4 @@
-"""Every configuration of the repository is read by the command that its first lines give."""
+"""Every configuration of the repository is read by the command that its first lines give, and by those of the page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rlt_trainer.stages import STAGES
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "trainer" / "configs"
 FILES = sorted(FOLDER.rglob("*.toml"))
+PAGE = ROOT / "docs" / "trainer.md"
+START = re.compile(r"(?:-m rlt_trainer|\brlt-trainer) (?=(?:sft|rl|distill|evaluate) --config)")
 PROCESSES = re.compile(r"--nproc-per-node (\d+)")
 NODES = re.compile(r"--nnodes (\d+)")
 
@@ -42,7 +44,7 @@ class Command(NamedTuple):
 
     @property
     def _words(self) -> list[str]:
-        return shlex.split(re.split(r"(?:-m rlt_trainer|rlt-trainer) ", self.line, maxsplit=1)[1])
+        return shlex.split(START.split(self.line, maxsplit=1)[1], comments=True)
 
     def load(self) -> Stage:
         return configs.load(getattr(configs, STAGES[self.stage].config), self.argv, prog="test")[0]
@@ -52,12 +54,16 @@ def _number(pattern: re.Pattern[str], line: str) -> str:
     return found[1] if (found := pattern.search(line)) else "1"
 
 
-def _commands(file: Path) -> list[Command]:
-    lines = [line.removeprefix("#").strip() for line in file.read_text().splitlines() if line.startswith("#     ")]
-    return [Command(str(file.relative_to(FOLDER)), line) for line in lines]
+def _commands(file: Path, begin: str) -> list[Command]:
+    lines = [line.removeprefix(begin) for line in file.read_text().splitlines() if line.startswith(begin)]
+    return [
+        Command(file.stem if file == PAGE else str(file.relative_to(FOLDER)), line)
+        for line in lines
+        if START.search(line)
+    ]
 
 
-COMMANDS = [command for file in FILES for command in _commands(file)]
+COMMANDS = [command for file in FILES for command in _commands(file, "#     ")] + _commands(PAGE, "    ")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +77,7 @@ def test_there_are_files_for_each_size() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(FOLDER)) for file in FILES])
 def test_each_file_is_part_of_the_command_that_it_gives(file: Path) -> None:
-    commands = _commands(file)
+    commands = _commands(file, "#     ")
     assert commands
     for command in commands:
         assert str(file.relative_to(ROOT)) in command.argv

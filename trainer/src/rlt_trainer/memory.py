@@ -109,7 +109,8 @@ def output_layer(shape: Shape, load: Load) -> Use:
 
 
 def disk(shape: Shape, load: Load, *, checkpoints: int, versions: int, moves: bool) -> list[Use]:
-    """What the run's folders grow to; one more than are kept is there while the next is written.
+    """What the run's folders grow to; one more than are kept is there while the next is written. The finished model of
+    an adapter is both: the adapter, and its sum with the base.
 
     Args:
         versions: of published weights that are kept.
@@ -118,7 +119,8 @@ def disk(shape: Shape, load: Load, *, checkpoints: int, versions: int, moves: bo
     one = (FLOAT32 + _ADAM) * shape.trained + (FLOAT32 * shape.parameters if moves else 0)
     uses = [Use("checkpoints", (checkpoints + 1) * one if checkpoints else 0)]
     uses.append(Use("published versions", (versions + 1) * load.width * shape.trained if versions else 0))
-    return [*(use for use in uses if use.bytes), Use("finished model", load.width * shape.trained)]
+    adapter = shape.trained if shape.frozen else 0
+    return [*(use for use in uses if use.bytes), Use("finished model", load.width * (shape.parameters + adapter))]
 
 
 def cache(shape: Shape, width: int, tokens: int) -> Use:

@@ -99,11 +99,11 @@ def load(stage: type[S], argv: Sequence[str], *, prog: str) -> tuple[S, int | No
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Raises `OSError`, and `ValueError` with the file's name where it is no TOML."""
+    """Raises `OSError`, and `tomllib.TOMLDecodeError` with the file's name."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:  # of tomllib, or of text that is not UTF-8
+        raise tomllib.TOMLDecodeError(f"{path}: {error}") from error
 
 
 def _parser(stage: type[Stage], prog: str) -> _Parser:
