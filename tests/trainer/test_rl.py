@@ -203,6 +203,7 @@ def test_an_adapter_is_trained_on_its_base(world: World, first_weights: None) ->
     assert not (world.root / "lora-weights" / "step-000001" / "model.safetensors").exists()
 
 
+@pytest.mark.slow  # the fast tests have runs enough
 def test_an_adapter_needs_the_weights_that_the_teacher_began_with(world: World, finished: Path, tmp_path: Path) -> None:
     """Those of a run before would be its base."""
     with world.teacher() as teacher:
@@ -219,6 +220,7 @@ def test_a_synced_reference_and_an_adapter_exclude_each_other(world: World) -> N
         world.config("refused", model={"lora": {}})
 
 
+@pytest.mark.slow  # the fast tests have runs enough
 def test_a_solver_is_rewarded_for_right_answers(world: World, first_weights: None) -> None:
     config = world.config(
         "solver",
@@ -263,7 +265,7 @@ def first_weights_for_ever(engine: TeacherEngine, patch: pytest.MonkeyPatch) -> 
     patch.setattr(engine, "generate", lying)
 
 
-@pytest.mark.parametrize("lie", [hotter, first_weights_for_ever])
+@pytest.mark.parametrize("lie", [pytest.param(hotter, marks=pytest.mark.slow), first_weights_for_ever])
 def test_wrong_log_probs_end_the_run(
     world: World, first_weights: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lie: Lie
 ) -> None:
@@ -310,3 +312,23 @@ async def test_a_policy_that_the_teacher_forgot_is_published_again(world: World,
 
     assert [each.revision for each in again if isinstance(each, Completion)] == [published.revision] * 4
     await engine.aclose()
+
+
+@pytest.mark.slow  # ten steps of 128 completions
+def test_explanations_come_to_lead_to_the_answer(world: World, first_weights: None) -> None:
+    """From about -3.3 nats to about -1: several times what one step differs from the next."""
+    data = world.root / "more.jsonl"
+    rows = [{"question": each.question, "answer": each.answer} for each in problems(80, 1, held_out=False)]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = world.config(
+        "learns",
+        data={"path": str(data)},
+        rollout={"together": 16},
+        grpo={"generations": 16, "reference": {"sync_every": 32}},
+        training={"steps": 10, "batch_size": 128, "micro_batch_size": 128},
+        checkpoints={"every": 10},
+    )
+    told = figures(run(config).parent)
+    first, last = ([each["reward/r_ss"] for each in part] for part in (told[:3], told[-3:]))
+    assert sum(last) / 3 > sum(first) / 3 + 0.7
+    assert max(each["sampling/sampling_logp_difference/max"] for each in told) < CLOSE_NATS

@@ -1,0 +1,125 @@
+"""Roll-outs straight on vLLM: which weights sampled, and with what log-probs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from rlt_client.errors import InvalidRequest
+from rlt_client.prompts import TextCodec
+from rlt_trainer.config.rl import Rollout, RolloutEngine
+from rlt_trainer.rl.engines import Ask, Completion, Failed, Published, VLLMEngine
+from rlt_trainer.tiny.model import load_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+TEMPERATURE = 0.7
+PROMPT = "Q 36 A +5 B *3 C +11 D +5 = 17 >"
+ASKED = 16
+SAME_NATS = 1e-3  # float32
+
+
+@pytest.fixture
+async def engine(vllm_engine: str, tmp_path: Path) -> AsyncIterator[VLLMEngine]:
+    config = Rollout(
+        engine=RolloutEngine.vllm,
+        url=vllm_engine,
+        weights=tmp_path,
+        max_tokens=27,
+        temperature=TEMPERATURE,
+        patience_s=60,
+    )
+    made = VLLMEngine(config, key=None, stop=["#"], stop_ids=[])
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def asks(tiny_model: Path) -> list[Ask]:
+    ids = TextCodec.of_folder(tiny_model).tokenizer.encode(PROMPT, add_special_tokens=False)
+    return [Ask(ids, seed) for seed in range(ASKED)]
+
+
+def own_logprobs(folder: Path, ask: Ask, made: Completion) -> torch.Tensor:
+    """Of what was sampled, by the weights in a folder, shape [T]."""
+    ids = torch.tensor([[*ask.prompt_ids, *made.token_ids]])
+    with torch.no_grad():
+        logits_tv = load_model(folder)(input_ids=ids).logits[0, len(ask.prompt_ids) - 1 : -1] / TEMPERATURE
+    return logits_tv.log_softmax(-1).gather(1, torch.tensor(made.token_ids)[:, None])[:, 0]
+
+
+async def completions(engine: VLLMEngine, asks: list[Ask], weights: Published) -> list[Completion]:
+    made = await engine.generate(asks, weights)
+    assert all(isinstance(each, Completion) and each.revision == weights.revision for each in made)
+    return [each for each in made if isinstance(each, Completion)]
+
+
+def apart(folder: Path, asks: list[Ask], made: list[Completion]) -> float:
+    return max(
+        (own_logprobs(folder, ask, each) - torch.tensor(each.logprobs)).abs().max().item()
+        for ask, each in zip(asks, made, strict=True)
+    )
+
+
+async def test_samples_with_the_full_weights_it_was_given(
+    engine: VLLMEngine, asks: list[Ask], tiny_model: Path, other_model: Path
+) -> None:
+    for folder, foreign in ((other_model, tiny_model), (tiny_model, other_model)):
+        weights = await engine.publish(folder, lora=False)
+        made = await completions(engine, asks, weights)
+        assert apart(folder, asks, made) < SAME_NATS
+        assert apart(foreign, asks, made) > 0.1
+        assert {each.finish_reason for each in made} <= {"stop", "length"}
+        assert await completions(engine, asks, weights) == made  # one seed, one sample
+        assert len({tuple(each.token_ids) for each in made}) > 1
+
+
+async def test_an_engine_that_lost_its_weights_gets_them_again(
+    engine: VLLMEngine, asks: list[Ask], vllm_engine: str, tiny_model: Path, other_model: Path
+) -> None:
+    """As one does that was started anew: it has others, under another name."""
+    weights = await engine.publish(other_model, lora=False)
+    async with httpx.AsyncClient(base_url=vllm_engine, timeout=60) as http:
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(tiny_model)}}
+        (await http.post("/collective_rpc", json=reload)).raise_for_status()
+        (await http.post("/update_weight_version", json={"new_version": "default"})).raise_for_status()
+
+    made = await completions(engine, asks, weights)
+
+    assert apart(other_model, asks, made) < SAME_NATS
+    await engine.publish(tiny_model, lora=False)
+
+
+async def test_samples_with_the_adapter_it_was_given(
+    engine: VLLMEngine,
+    asks: list[Ask],
+    tiny_model: Path,
+    tiny_adapter: Callable[..., Path],
+    merged_model: Callable[..., Path],
+    vllm_engine: str,
+) -> None:
+    await engine.publish(tiny_model, lora=False)
+    for seed in (5, 6):
+        weights = await engine.publish(tiny_adapter(seed), lora=True)
+        assert apart(merged_model(seed), asks, await completions(engine, asks, weights)) < SAME_NATS
+    name = f"policy-{weights.revision.removeprefix('sha256:')}"
+    async with httpx.AsyncClient(base_url=vllm_engine, timeout=60) as http:
+        loaded = [each["id"] for each in (await http.get("/v1/models")).json()["data"]]
+        assert [each for each in loaded if each.startswith("policy-")] == [name]  # the older one is not kept
+        (await http.post("/v1/unload_lora_adapter", json={"lora_name": name})).raise_for_status()
+    assert len(await completions(engine, asks, weights)) == ASKED  # it was loaded again
+
+
+async def test_what_it_cannot_take(engine: VLLMEngine, asks: list[Ask], tiny_model: Path, tmp_path: Path) -> None:
+    weights = await engine.publish(tiny_model, lora=False)
+    [made] = await engine.generate([Ask([1] * 300, 0)], weights)  # the context has 256
+    assert isinstance(made, Failed)
+    assert made.type == "engine_refused"
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    with pytest.raises(InvalidRequest):
+        await engine.publish(tmp_path, lora=True)
