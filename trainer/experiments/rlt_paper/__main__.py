@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +31,7 @@ def main() -> None:
         return
     from rlt_paper.plan import run_full, run_small
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the stack is taken down all the same
     work, records = asked.work.resolve(), asked.records.resolve()
     if asked.what == "small":
         run_small(work, records, lanes=asked.lanes, only=asked.only)

@@ -17,6 +17,7 @@ from rlt_client.errors import RLTError
 __all__ = ["CONFIGS", "Log", "StageFailed", "toml"]
 
 CONFIGS: Final = Path(__file__).parent / "configs"
+_ROOT: Final = Path(__file__).resolve().parents[3]
 _LAST_WORDS: Final = 2000  # characters of a failed command's log
 
 
@@ -26,7 +27,7 @@ class StageFailed(RLTError):
 
 @dataclass(slots=True)
 class Log:
-    """The commands that made a piece, with the seconds of each."""
+    """The commands that made a piece, each with the configuration that it was given, and their seconds."""
 
     work: Path
     env: Mapping[str, str] = field(default_factory=dict)
@@ -35,22 +36,18 @@ class Log:
 
     def train(self, stage: str, template: str, folder: Path, table: Mapping[str, Any]) -> None:
         """`rlt-trainer STAGE` into `folder`, or nothing where it ended well before. Raises `StageFailed`."""
-        done = folder / "done"
-        if done.exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        own = folder / "config.toml"
-        own.write_text(toml({**table, "output": str(folder)}), encoding="utf-8")
-        began = time.monotonic()
-        self._run(["rlt-trainer", stage, "--config", str(CONFIGS / f"{template}.toml"), "--config", str(own)], folder)
-        self.seconds[f"{stage} {folder.name}"] = round(time.monotonic() - began, 1)
-        done.touch()
+        done, own = folder / "done", folder / "config.toml"
+        words = ["rlt-trainer", stage, "--config", str(CONFIGS / f"{template}.toml"), "--config", str(own)]
+        self.commands.append(self._shown(f"{' '.join(words)}  # {json.dumps(table)}"))
+        if not done.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            own.write_text(toml({**table, "output": str(folder)}), encoding="utf-8")
+            began = time.monotonic()
+            self._run(words, folder)
+            done.write_text(f"{time.monotonic() - began:.1f}", encoding="utf-8")
+        self.seconds[f"{stage} {folder.name}"] = float(done.read_text(encoding="utf-8"))
 
     def _run(self, words: list[str], folder: Path) -> None:
-        shown = " ".join(words)
-        for path, name in ((self.work, "WORK"), (CONFIGS, "configs")):
-            shown = shown.replace(str(path), name)
-        self.commands.append(shown)
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             program = Path(sys.executable).with_name(words[0])
             ended = subprocess.run(
@@ -58,7 +55,13 @@ class Log:
             )
         if ended.returncode:
             last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:]
-            raise StageFailed(f"{shown} ended with {ended.returncode}; its log ends with\n{last}")
+            raise StageFailed(f"{' '.join(words)} ended with {ended.returncode}; its log ends with\n{last}")
+
+    def _shown(self, text: str) -> str:
+        """Without folders of this machine."""
+        for path, name in ((self.work, "WORK"), (CONFIGS, "configs"), (_ROOT, "REPOSITORY")):
+            text = text.replace(str(path), name)
+        return text
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
