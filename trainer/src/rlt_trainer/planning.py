@@ -19,8 +19,8 @@ WIDTHS: Final = {"float32": 4, "bfloat16": 2}  # bytes
 _GIB: Final = 2**30
 _UNCOUNTED: Final = (
     "An estimate: states are exact, activations those of a dense decoder with fused attention. Leave a fifth beside it "
-    "for the device's context (about 1 GiB), fragments, attention masks and buffers of communication. Whatever else has "
-    "the same device, such as an engine or a student, is not counted."
+    "for the device's context (about 1 GiB), fragments, attention masks and buffers of communication. Whatever else "
+    "has the same device, such as an engine or a student, is not counted."
 )
 
 
