@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rlt_client.formats import load_formats
 from rlt_client.prompts import TextCodec
-from rlt_trainer.answers import check_right_answer, given_answer, share_right, text_of, verdict
+from rlt_trainer.answers import check_right_answer, given_answer, text_of, verdict
 from rlt_trainer.config.evaluate import Match
 from rlt_trainer.errors import BadData
 from rlt_trainer.evaluate.boxed import last_boxed
@@ -66,7 +66,7 @@ def test_an_end_of_text_is_no_part_of_an_answer(tiny_base: Path) -> None:
     ],
 )
 def test_a_share_is_what_is_right(match: Match, text: str | None, right: str, share: float) -> None:
-    assert share_right(match, text, right) == share
+    assert verdict(match, text, right) == share
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rlt_client.formats import Format, FormatError
 from rlt_client.prompts import TextCodec
 from rlt_trainer.config.evaluate import Match
-from rlt_trainer.errors import BadData
 
-__all__ = ["check_right_answer", "given_answer", "share_right", "text_of", "verdict"]
+__all__ = ["check_right_answer", "given_answer", "text_of", "verdict"]
 
 
 def text_of(codec: TextCodec, format: Format, ids: Sequence[int]) -> str:
@@ -36,13 +35,8 @@ def check_right_answer(match: Match, right: str) -> None:
         verdict(match, "", right)
 
 
-def share_right(match: Match, given: str | None, right: str) -> float:
-    """1 for a right answer; 0 for one that is wrong, missing or could not be compared; the share with `parts`."""
-    return verdict(match, given, right) or 0.0
-
-
 def verdict(match: Match, given: str | None, right: str) -> float | None:
-    """As `share_right`, but None where the comparison took too long.
+    """1 for a right answer, 0 for a wrong or missing one, the share with `parts`; None: comparing took too long.
 
     Raises:
         BadData: a right answer that is none of countdown.

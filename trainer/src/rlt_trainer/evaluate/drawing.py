@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers.utils.logging import tqdm
 
@@ -16,6 +18,10 @@ from rlt_trainer.errors import BadConfig, BadData, TrainingError
 from rlt_trainer.evaluate.sampling import Ask, Finished, Sample, Sampler
 
 __all__ = ["draw", "settings"]
+
+TELL_S: Final = 60.0  # between lines on how far it is, where there is no bar
+
+log = logging.getLogger(__name__)
 
 
 def draw(config: EvaluateConfig, sampler: Sampler, asks: Sequence[Ask], path: Path) -> list[Sample]:
@@ -44,11 +50,16 @@ def _purpose(config: EvaluateConfig, sampler: Sampler, asks: Sequence[Ask]) -> s
 
 
 def _draw_missing(sampler: Sampler, asks: Sequence[Ask], finished: Finished) -> None:
+    told = time.monotonic()
     with tqdm(total=len(asks), initial=len(finished.samples), unit="sample", disable=None) as bar:
 
         def keep(place: int, sample: Sample) -> None:
+            nonlocal told
             finished.keep(place, sample)
             bar.update()
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                log.info("%d of %d samples are there", len(finished.samples), len(asks))
 
         try:
             sampler.sample(asks, set(finished.samples), keep)
