@@ -75,6 +75,7 @@ def grpo_arguments(config: RLConfig) -> GRPOConfig:
         max_completion_length=config.rollout.max_tokens,
         temperature=config.rollout.temperature,
         beta=grpo.beta,
+        use_bias_correction_kl=False,  # as the paper's authors trained; TRL's default gives the term another gradient
         epsilon=grpo.epsilon,
         loss_type=grpo.loss,
         scale_rewards=grpo.scale,
