@@ -76,13 +76,23 @@ def settings(tmp_path: Path, tiny_base: Path, trace_file: Path) -> Settings:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def config_file(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
+    """Settings as TOML."""
+
+    def write(told: Mapping[str, Any]) -> Path:
+        file = tmp_path / f"{Path(told['output']).name}.toml"
+        file.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in told.items()))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def launch(config_file: Callable[[Mapping[str, Any]], Path]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`rlt-trainer COMMAND` on settings, as a process or, with `by`, started by another program."""
 
     def run(command: str, told: Mapping[str, Any], *flags: str, by: Sequence[str] = ("-m", "rlt_trainer")) -> Any:
-        file = tmp_path / f"{Path(told['output']).name}.toml"
-        file.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in told.items()))
-        argv = [sys.executable, *by, command, "--config", str(file), *flags]
+        argv = [sys.executable, *by, command, "--config", str(config_file(told)), *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
@@ -91,5 +101,6 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + "}"
+        told = [f"{name} = {_toml(each)}" for name, each in value.items() if each is not None]
+        return "{" + ", ".join(told) + "}"
     return json.dumps(value)

@@ -227,17 +227,13 @@ def test_figures_go_to_the_run_s_own_logs_and_to_stderr(settings: Settings, caps
     ids=["logger", "deepspeed", "format", "template", "column", "model", "attention", "lora", "length"],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1(
-    settings: Settings, given: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    given: dict[str, Any],
+    reason: str,
+    config_file: Callable[[dict[str, Any]], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = tmp_path / "sft.toml"
-    file.write_text("\n".join(f"{name} = {toml(value)}" for name, value in settings(**given).items()))
-    assert main(["sft", "--config", str(file)]) == 1
+    assert main(["sft", "--config", str(config_file(settings(**given)))]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlt-trainer sft: ")]
     assert len(lines) == 1
     assert reason in lines[0]
-
-
-def toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {toml(each)}" for name, each in value.items()) + "}"
-    return json.dumps(value)
