@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlt_trainer.config.evaluate import CompletionServer, EvaluateConfig
 from rlt_trainer.errors import BadConfig
 from rlt_trainer.evaluate.revision import folder_revision
 from rlt_trainer.evaluate.sampling import Ask, Sample, room
+from rlt_trainer.keys import key_of
 from rlt_trainer.texts import Writer
 
 __all__ = ["ServerSampler"]
@@ -76,7 +76,7 @@ class ServerSampler:
         self._config = config
         self._server = server
         self._writer = writer
-        self._key = _key(server.key_env)
+        self._key = key_of(server.key_env)
         tag = writer.format.student.after_answer.strip()
         self._stop = [tag] if tag else []
         self._served = asyncio.run(self._find())
@@ -169,11 +169,3 @@ class _Transport(httpx.AsyncHTTPTransport):
             await response.aclose()
             raise httpx.RemoteProtocolError(f"HTTP 500: {said}")
         return response
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    if not (key := os.environ.get(variable)):
-        raise BadConfig(f"the environment variable {variable} holds no key")
-    return key

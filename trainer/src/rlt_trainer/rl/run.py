@@ -23,13 +23,13 @@ from rlt_trainer.config.rl import RewardSource, RLConfig, RolloutEngine
 from rlt_trainer.config.sections import TextRole
 from rlt_trainer.data import read_rows
 from rlt_trainer.errors import BadConfig
+from rlt_trainer.keys import key_of
 from rlt_trainer.models import load_codec, load_model, lora_config
 from rlt_trainer.rl.completions import CompletionTables
 from rlt_trainer.rl.engines import Completion, Engine, Published, TeacherEngine, VLLMEngine
 from rlt_trainer.rl.failures import Failures
 from rlt_trainer.rl.generation import in_place_of_vllm
 from rlt_trainer.rl.grpo import Trainer, grpo_arguments
-from rlt_trainer.rl.keys import key_of
 from rlt_trainer.rl.mismatch import Watch
 from rlt_trainer.rl.problems import Problems
 from rlt_trainer.rl.publishing import Versions

@@ -32,8 +32,8 @@ from rlt_trainer.config import DistillConfig, RLConfig
 from rlt_trainer.config.base import read
 from rlt_trainer.config.distill import TraceShape
 from rlt_trainer.errors import BadConfig
+from rlt_trainer.keys import key_of
 from rlt_trainer.rl.engines.base import Published
-from rlt_trainer.rl.keys import key_of
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.students import Student, publish
 from rlt_trainer.rl.traces import Explainer, Outcome, write_whole
