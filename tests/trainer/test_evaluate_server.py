@@ -254,6 +254,7 @@ def test_the_model_is_found_by_name_or_alone(make: Make, solver: Solver, tiny_wa
         run(make({"model": "tiny"}))
 
 
+@pytest.mark.slow  # vLLM starts for it
 @pytest.mark.engine
 def test_vllm_gives_the_samples_of_transformers(make: Make, vllm_engine: str, tmp_path: Path) -> None:
     """Greedily, on a model whose float32 logits agree to 1e-5."""

@@ -1,4 +1,4 @@
-"""The fast part of `test_rl_resume.py`: in this process, a run that breaks off goes on as if nothing had been."""
+"""`test_rl_resume.py` in this process, a run that breaks off goes on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rlt_trainer.config import RLConfig
 from rlt_trainer.rl.engines import TeacherEngine
 from rlt_trainer.rl.run import run
 
+pytestmark = pytest.mark.slow  # half a minute
 SAMPLES = 8
 
 

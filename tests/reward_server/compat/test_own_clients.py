@@ -121,6 +121,7 @@ def test_verifiers_gets_its_reward_and_metrics(
     assert sum(found["info"]["reward_components"].values()) == pytest.approx(expected["reward"], abs=1e-6)
 
 
+@pytest.mark.slow  # its own program takes ten seconds to begin
 def test_verifiers_has_an_error_where_there_is_no_reward(
     compat: httpx.Client, sample: dict[str, Any], dataset: Path
 ) -> None:
