@@ -45,7 +45,7 @@ test: setup engine clients lint types ## everything but the slow tests
 	$(PY) -m pytest -m "not slow" -n 2
 
 test-slow: setup engine clients fp8 ## the slow tests alone
-	PYTHONPATH=$$(echo .fp8/lib/python*/site-packages) $(PY) -m pytest -m slow
+	PYTHONPATH=$$(echo .fp8/lib/python*/site-packages) $(PY) -m pytest -m slow -n 2
 
 bench-reward: setup engine ## the reward engine and service against their baselines; writes docs/benchmarks.md (30 minutes)
 	PYTHONPATH=$(BENCH) OMP_NUM_THREADS=$$(nproc) $(PY) -m reward_bench cpu http memory vllm report
