@@ -9,6 +9,7 @@ from sqlalchemy.pool import NullPool
 
 from jobs_bench.world import OWNER
 from rlt_jobs.builds.models import Sample, Score
+from rlt_jobs.builds.repository import problems_of_shard
 
 __all__ = ["N", "add", "analyze", "open_shards"]
 
@@ -27,8 +28,9 @@ INSERT INTO scorers (hash, student, student_revision, format_name, format_hash, 
 VALUES ('bench', 'student', 'r', 'mini', 'f', 0.7) ON CONFLICT (hash) DO UPDATE SET student = 'student' RETURNING id"""
 _SHARDS: Final = """
 INSERT INTO shards (build_id, lo, hi, total, state, complete, truncated, malformed, engine_error, scored, score_error)
-SELECT :build, lo, least(lo + 32, :problems), 256, CAST(:state AS shard_state), 243, 8, 3, 2, 243, 3
-FROM generate_series(0, :problems - 1, 32) lo"""
+SELECT :build, lo, least(lo + :step, :problems), 8 * :step, CAST(:state AS shard_state),
+    7 * :step, :step / 2, :step / 4, :step / 4, 7 * :step, :step / 8
+FROM generate_series(0, :problems - 1, :step) lo"""
 # Of a hundred samples 95 are complete; rewards are spread as a sum of chances, lengths as its power.
 _SAMPLES: Final = """
 INSERT INTO samples (build_id, problem, sample_idx, try, gen_status, finish_reason, policy_revision, prompt_tokens,
@@ -81,7 +83,7 @@ def _add(connection: Connection, problems: int, state: str) -> int:
     values = {"owner": OWNER, "n": N, "problems": problems, "scorer": scorer, "state": state}
     build: int | None = connection.scalar(text(_BUILD), values)
     assert build is not None
-    open_shards(connection, build, problems, state="done")
+    open_shards(connection, build, problems, state="done", step=problems_of_shard(problems, N, 256))
     for lo in range(0, problems, STEP):
         part = {"build": build, "lo": lo, "hi": min(lo + STEP, problems)}
         connection.execute(text(_SAMPLES), part)
@@ -90,9 +92,9 @@ def _add(connection: Connection, problems: int, state: str) -> int:
     return build
 
 
-def open_shards(connection: Connection, build: int, problems: int, *, state: str) -> None:
-    """Shards of 32 problems each."""
-    connection.execute(text(_SHARDS), {"build": build, "problems": problems, "state": state})
+def open_shards(connection: Connection, build: int, problems: int, *, state: str, step: int = 32) -> None:
+    """Shards of `step` problems each."""
+    connection.execute(text(_SHARDS), {"build": build, "problems": problems, "state": state, "step": step})
 
 
 def analyze(url: str) -> None:

@@ -49,7 +49,12 @@ class Settings(ServerSettings):
     max_upload_bytes: int = Field(16 * 2**30, ge=1, description="largest upload: a million long problems")
     max_text_chars: int = Field(200_000, ge=1, description="longest question or answer: a mistake beyond any context")
     import_batch: int = Field(10_000, ge=1, description="rows a transaction of an import: what a restart repeats")
-    shard_samples: int = Field(256, ge=1, le=10_000, description="samples a shard: 2 to 10 minutes of one worker")
+    shard_samples: int = Field(
+        256,
+        ge=1,
+        le=10_000,
+        description="samples a shard: 2 to 10 minutes of one worker; more in builds of over 10,000 shards",
+    )
     lease_seconds: float = Field(120.0, gt=0, description="a worker silent for so long has lost its shard")
     heartbeat_seconds: float = Field(30.0, gt=0, description="how often a lease is renewed: four times within it")
     control_seconds: float = Field(

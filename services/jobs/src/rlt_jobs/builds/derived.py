@@ -122,7 +122,7 @@ class DerivedBuilds:
 
     async def _cut(self, session: AsyncSession, build: Build) -> None:
         """Into shards over the other build's problems; ranges without a complete sample get none."""
-        step = max(1, self._settings.shard_samples // build.n)
+        step = repository.problems_of_shard(build.problems, build.n, self._settings.shard_samples)
         lo = Sample.problem // step * step
         complete = (Sample.build_id == build.data_id, Sample.gen_status == GenStatus.complete)
         ranges = select(lo.label("lo"), func.count().label("total")).where(*complete).group_by("lo").subquery()

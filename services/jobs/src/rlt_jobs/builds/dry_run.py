@@ -20,7 +20,7 @@ from rlt_client.schemas.common import FieldError
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
 from rlt_jobs.builds.admission import Admission
 from rlt_jobs.builds.models import Build
-from rlt_jobs.builds.repository import problem_hash, totals
+from rlt_jobs.builds.repository import problem_hash, problems_of_shard, totals
 from rlt_jobs.builds.sources.opening import Sources, Stored
 from rlt_jobs.builds.sources.problems import Batch, ProblemReader, batches
 from rlt_jobs.builds.sources.rows import START, SourceError
@@ -95,7 +95,7 @@ class DryRunner:
             completion_tokens=most,
             gpu_hours=_gpu_hours(samples, most, pace),
             tokens_per_second=pace.tokens_per_second if pace else None,
-            shards=math.ceil(len(problems) / max(1, self._settings.shard_samples // request.n)),
+            shards=math.ceil(len(problems) / problems_of_shard(len(problems), request.n, self._settings.shard_samples)),
         )
 
     async def _begin(self, owner: str, request: BuildRequest) -> Batch:
