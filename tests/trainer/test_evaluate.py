@@ -97,7 +97,7 @@ def test_a_record_says_what_was_evaluated_and_how(make: Make, tiny_warmup: Path)
 
 def test_a_revision_is_the_one_that_servers_give(tiny_warmup: Path) -> None:
     from rlt_service.revision import model_revision
-    from rlt_trainer.evaluate.revision import folder_revision
+    from rlt_trainer.revision import folder_revision
 
     assert folder_revision(tiny_warmup) == model_revision(tiny_warmup)
 

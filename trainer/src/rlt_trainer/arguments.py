@@ -12,8 +12,9 @@ import torch
 from rlt_trainer.config.base import Stage
 from rlt_trainer.config.sections import Checkpoints, Logging, Model, Strategy, Training
 from rlt_trainer.errors import BadConfig
+from rlt_trainer.launched import processes
 
-__all__ = ["processes", "shared_arguments"]
+__all__ = ["shared_arguments"]
 
 
 _NEEDED: Final[dict[str, str]] = {
@@ -21,11 +22,6 @@ _NEEDED: Final[dict[str, str]] = {
     **dict.fromkeys((Strategy.zero1, Strategy.zero2, Strategy.zero3), "deepspeed"),
 }
 """The package behind a setting."""
-
-
-def processes() -> int:
-    """How many train together, as torchrun and accelerate say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def shared_arguments(

@@ -7,12 +7,12 @@ disk; what a killed run left without one is removed when the run goes on.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from rlt_trainer.disk import sync, write_whole
 from rlt_trainer.errors import BadConfig
 
 __all__ = ["MARK", "newest", "prune", "seal", "sealed", "starting_point"]
@@ -26,13 +26,10 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     sizes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MARK:
-            _sync(path)
+            sync(path)
             sizes[str(path.relative_to(folder))] = path.stat().st_size
-    fresh = folder / f".{MARK}"
-    fresh.write_text(json.dumps({**facts, "files": sizes}, indent=2), encoding="utf-8")
-    _sync(fresh)
-    fresh.rename(folder / MARK)
-    _sync(folder)
+    write_whole(folder / MARK, json.dumps({**facts, "files": sizes}, indent=2))
+    sync(folder)
 
 
 def sealed(folder: Path) -> dict[str, Any] | None:
@@ -53,11 +50,8 @@ def starting_point(output: Path, *, resume: bool) -> Path | None:
     """
     if not resume and (used := next((path for path in [*_numbered(output), output / "model"] if path.exists()), None)):
         raise BadConfig(f"{output} holds {used.name}: name another output, or set checkpoints.resume")
-    found = newest(output)
-    for folder in _numbered(output):
-        if sealed(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return found
+    prune(output)
+    return newest(output)
 
 
 def newest(output: Path) -> Path | None:
@@ -65,8 +59,8 @@ def newest(output: Path) -> Path | None:
     return next((folder for folder in reversed(_numbered(output)) if sealed(folder) is not None), None)
 
 
-def prune(output: Path, keep: int) -> None:
-    """Remove checkpoints that are not whole, and of the others all but the newest `keep`."""
+def prune(output: Path, keep: int = 0) -> None:
+    """Remove checkpoints that are not whole, and of the others all but the newest `keep`; 0: none of these."""
     found = _numbered(output)
     whole = [folder for folder in found if sealed(folder) is not None]
     kept = set(whole[-keep:])
@@ -80,11 +74,3 @@ def _numbered(output: Path) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in output.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from typing import Final
 
 from rlt_client.errors import RLTError
 from rlt_trainer.errors import Interrupted
+from rlt_trainer.launched import is_first, processes
 
 __all__ = ["STAGES", "StageCommand", "run"]
 
@@ -45,7 +46,7 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
         if planned_for is not None:
             from rlt_trainer.planning import plan
 
-            sys.stdout.write(plan(config, planned_for or int(os.environ.get("WORLD_SIZE", "1"))))
+            sys.stdout.write(plan(config, planned_for or processes()))
             return 0
         _log_to_stderr()
         made = importlib.import_module(stage.runner).run(config)
@@ -55,7 +56,7 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
     except RLTError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
-    if _is_first():
+    if is_first():
         sys.stdout.write(f"{made}\n")
     return 0
 
@@ -63,12 +64,7 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
 def _log_to_stderr() -> None:
     """What this package says, by the first process; of others' libraries warnings alone (httpx tells every request)."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rlt_trainer").setLevel(logging.INFO if _is_first() else logging.WARNING)
-
-
-def _is_first() -> bool:
-    """Among the processes that torchrun or accelerate started together."""
-    return os.environ.get("RANK", "0") == "0"
+    logging.getLogger("rlt_trainer").setLevel(logging.INFO if is_first() else logging.WARNING)
 
 
 def _quiet() -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "give_back",
     "hold_build",
     "hold_shard",
+    "one_at_a_time",
     "reap",
     "release_build",
     "renew_build",
@@ -40,7 +41,7 @@ __all__ = [
     "until",
 ]
 
-QUOTA_LOCK: Final = 0x524C54  # first of the two keys of an advisory lock; the second is the owner's hash
+_QUOTA_LOCK: Final = 0x524C54  # first of the two keys of an advisory lock; the second is the owner's hash
 SILENT: Final = "the worker fell silent"
 LONGEST_PAUSE: Final = 60.0  # seconds; of a shard that brought nothing, doubling with each lease from 2 on
 MOST_BARREN: Final = 2**15 - 1  # never reached
@@ -140,9 +141,14 @@ async def claim_shard(
     return lease
 
 
+async def one_at_a_time(session: AsyncSession, owner: str) -> None:
+    """Whatever else is weighed against this owner's quotas waits for this transaction: two could pass side by side."""
+    await session.execute(select(func.pg_advisory_xact_lock(_QUOTA_LOCK, func.hashtext(owner))))
+
+
 async def _within(session: AsyncSession, owner: str, most: int) -> bool:
     """Whether this claim keeps the owner's quota: claims at the same moment do not see one another."""
-    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
+    await one_at_a_time(session, owner)
     return int(await session.scalar(_OWNERS_LEASES, {"owner": owner}) or 0) <= most
 
 

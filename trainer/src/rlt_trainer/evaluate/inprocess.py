@@ -24,8 +24,8 @@ from transformers import (
 from rlt_trainer.answers import text_of
 from rlt_trainer.config.evaluate import EvaluateConfig
 from rlt_trainer.errors import BadConfig
-from rlt_trainer.evaluate.revision import folder_revision
 from rlt_trainer.evaluate.sampling import Ask, Sample, room
+from rlt_trainer.revision import folder_revision
 from rlt_trainer.texts import Writer
 
 __all__ = ["TransformersSampler"]

@@ -15,9 +15,9 @@ from rlt_client.errors import ProtocolError, RLTError
 from rlt_trainer.answers import text_of
 from rlt_trainer.config.evaluate import CompletionServer, EvaluateConfig
 from rlt_trainer.errors import BadConfig
-from rlt_trainer.evaluate.revision import folder_revision
 from rlt_trainer.evaluate.sampling import Ask, Sample, room
 from rlt_trainer.keys import key_of
+from rlt_trainer.revision import folder_revision
 from rlt_trainer.texts import Writer
 
 __all__ = ["ServerSampler"]

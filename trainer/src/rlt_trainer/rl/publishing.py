@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Versions", "write_whole"]
+from rlt_trainer.disk import sync
+
+__all__ = ["Versions"]
 
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".writing-"
@@ -28,7 +29,7 @@ class Versions:
 
     def write(self, step: int, save: Callable[[Path], None]) -> Path:
         """The folder of a step, written by `save` and put in place whole; one that is there is replaced."""
-        return write_whole(self._folder / f"step-{step:06d}", save)
+        return _write_whole(self._folder / f"step-{step:06d}", save)
 
     def prune(self, step: int) -> None:
         """Remove all but the newest up to `step`. Later ones are of a run that was killed, and this one goes on from
@@ -42,7 +43,7 @@ class Versions:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(target: Path, save: Callable[[Path], None]) -> Path:
+def _write_whole(target: Path, save: Callable[[Path], None]) -> Path:
     """A folder written by `save` and put in place once all of it is on the disk; one that is there is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
@@ -65,8 +66,4 @@ def _settle(folder: Path) -> None:
         path.chmod(0o644)
     folder.chmod(0o755)
     for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import IO, Any, Final
 
 from rlt_client.errors import RLTError
 from rlt_client.prompts import read_completion
+from rlt_trainer.disk import write_whole
 from rlt_trainer.errors import StalePolicy, TrainingError
 from rlt_trainer.rl.engines.base import Ask, Completion, Engine, Failed, Published
 from rlt_trainer.rl.problems import Problem
@@ -23,7 +23,7 @@ from rlt_trainer.rl.rollout import sample_seed
 from rlt_trainer.stopping import Stop
 from rlt_trainer.texts import Writer
 
-__all__ = ["Explainer", "Outcome", "write_whole"]
+__all__ = ["Explainer", "Outcome"]
 
 _LOOK_S: Final = 0.5  # between looks for a signal: nobody waits longer, and it costs nothing
 
@@ -140,13 +140,3 @@ def _finish(entries: Iterable[dict[str, Any]], file: Path) -> Outcome:
         raise TrainingError(f"none of {left_out.total()} explanations is complete: {dict(left_out)}")
     write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     return Outcome(len(rows), dict(left_out))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """The file has all of the text, or what it had before."""
-    fresh = file.with_name(f".{file.name}")
-    with fresh.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.rename(file)

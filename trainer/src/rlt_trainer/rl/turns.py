@@ -31,12 +31,13 @@ from rlt_client.aio import AsyncRewardClient
 from rlt_trainer.config import DistillConfig, RLConfig
 from rlt_trainer.config.base import read
 from rlt_trainer.config.distill import TraceShape
+from rlt_trainer.disk import write_whole
 from rlt_trainer.errors import BadConfig
 from rlt_trainer.keys import key_of
 from rlt_trainer.rl.engines.base import Published
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.students import Student, publish
-from rlt_trainer.rl.traces import Explainer, Outcome, write_whole
+from rlt_trainer.rl.traces import Explainer, Outcome
 from rlt_trainer.stopping import Stop
 
 __all__ = ["Turn", "TurnEnds", "TurnOver", "Turns"]

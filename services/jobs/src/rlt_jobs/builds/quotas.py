@@ -14,7 +14,7 @@ from rlt_client.schemas.builds import BuildKind, ShardState
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds.models import Build, Shard
 from rlt_jobs.database import Base
-from rlt_jobs.leases import QUOTA_LOCK
+from rlt_jobs.leases import one_at_a_time
 from rlt_jobs.store.models import Upload
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def admit_build(session: AsyncSession, settings: Settings, owner: str, *, 
     Raises:
         Forbidden: `quota_exceeded`: too many builds are open.
     """
-    await _one_at_a_time(session, owner)
+    await one_at_a_time(session, owner)
     most = (await limits(session, settings, owner)).open_builds
     if most is not None and (found := await _open_builds(session, owner, but)) >= most:
         raise _forbidden(f"{found} of your builds are open, of {most} at most: wait for one to end, or cancel one")
@@ -121,7 +121,7 @@ async def admit_samples(session: AsyncSession, settings: Settings, build: Build)
         Forbidden: `quota_exceeded`: more samples would wait than may.
         Overloaded: `quota_exceeded`: more samples than may be asked for in a day; `retry_after` in seconds.
     """
-    await _one_at_a_time(session, build.owner)
+    await one_at_a_time(session, build.owner)
     asked = build.problems * build.n
     most = await limits(session, settings, build.owner)
     if most.queued_samples is not None:
@@ -160,15 +160,10 @@ async def admit_upload(session: AsyncSession, settings: Settings, owner: str, si
     Raises:
         Forbidden: `quota_exceeded`.
     """
-    await _one_at_a_time(session, owner)
+    await one_at_a_time(session, owner)
     most = (await limits(session, settings, owner)).upload_bytes
     if most is not None and (kept := await _upload_bytes(session, owner)) + size > most:
         raise _forbidden(f"your uploads take {kept} bytes and this one {size} more, of {most} at most: delete some")
-
-
-async def _one_at_a_time(session: AsyncSession, owner: str) -> None:
-    """Whatever else of this owner is being admitted waits for this transaction: two could pass side by side."""
-    await session.execute(select(func.pg_advisory_xact_lock(QUOTA_LOCK, func.hashtext(owner))))
 
 
 def _forbidden(detail: str) -> Forbidden:
