@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# requirements/install.sh dev|engine|clients|fp8: make the environment that requirements/NAME.txt locks.
+# requirements/install.sh dev|engine|clients|fp8|audit: make the environment that requirements/NAME.txt locks.
 #
 # The third-party packages go into a user cache keyed by the lock, so that a second clone installs nothing.
 #   dev     -> .venv     a thin environment: our own packages, editable, on top of the cached ones
