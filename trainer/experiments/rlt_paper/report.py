@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +51,8 @@ def page(records: Records, drawn: Sequence[str] = ()) -> str:
     text = _TEXTS.read_text(encoding="utf-8")
     tables = {name: _study(records, name) for name in _STUDIES}
     tables |= {
-        "further": _further(records),
+        "cold": _cold(records),
+        "transfer": _transfer(records),
         "correlation": _correlations(records),
         "starvation": _starvation(records),
         "where": _where(records),
@@ -111,18 +112,37 @@ def _starvation(records: Records) -> str:
 SAMPLES: Final = 256  # of a step, as configs/rl.toml has it
 
 
-def _further(records: Records) -> str:
+def _cold(records: Records) -> str:
+    """Students before and after RL for right answers, by whose traces had taught them."""
     rows = []
+    for study, name, found in _grouped(records, "cold"):
+        figures = [each["figures"] for each in found]
+        cells = [_spread([row[f"{key}{when}"] for row in figures]) for key in _TOLD for when in (" before", "")]
+        rows.append([study, ARMS[name].title, str(len(found)), *cells])
+    head = [f"{key}, {when}" for key in _TOLD for when in ("before", "after")]
+    return _table(["study", "student of", "seeds", *head], rows)
+
+
+def _transfer(records: Records) -> str:
+    """Students of each kind of questions that the teacher was not trained on."""
+    rows = []
+    for study, name, found in _grouped(records, "transfer"):
+        figures = [each["figures"] for each in found]
+        for kind in sorted({key.partition(": ")[0] for key in figures[0]}):
+            cells = [_spread([row.get(f"{kind}: {key}") for row in figures]) for key in (*_TOLD, "good parts")]
+            rows.append([study, ARMS[name].title, kind, str(len(found)), *cells])
+    return _table(["study", "teacher", "questions", "seeds", *_TOLD, "good parts"], rows)
+
+
+_TOLD: Final = ("exact greedy", "exact T=.7")
+
+
+def _grouped(records: Records, kind: str) -> Iterator[tuple[str, str, list[Row]]]:
+    """Study, arm and the records of all seeds of one kind of piece."""
     for study in _STUDIES:
-        for kind in ("cold", "transfer"):
-            for record in records.all(f"{study}/seed-*/{kind}-*"):
-                shown = "; ".join(f"{key} {value:.3f}" for key, value in record["figures"].items() if _told(key))
-                rows.append([study, record["piece"].split("/")[1], record["title"], shown])
-    return _table(["study", "seed", "what", "figures"], rows)
-
-
-def _told(figure: str) -> bool:
-    return "exact" in figure
+        for name in ARMS:
+            if found := list(records.all(f"{study}/seed-*/{kind}-{name}")):
+                yield study, name, found
 
 
 def _correlations(records: Records) -> str:
