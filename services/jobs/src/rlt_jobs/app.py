@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from sqlalchemy import text
 
 from rlt_client.errors import Unavailable
+from rlt_jobs import schema
 from rlt_jobs.builds import derived_endpoints, following_endpoints
 from rlt_jobs.builds import endpoints as build_endpoints
 from rlt_jobs.builds.derived import DerivedBuilds
@@ -21,6 +21,7 @@ from rlt_jobs.builds.streaming import Streams
 from rlt_jobs.database import Database
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.metrics import Backlog
+from rlt_jobs.schema import State
 from rlt_jobs.settings import Settings
 from rlt_jobs.store import delete_endpoints, downloads
 from rlt_jobs.store import endpoints as store_endpoints
@@ -87,13 +88,10 @@ def _keystore(settings: Settings, database: Database) -> KeyStore | None:
 
 async def _database_check(database: Database) -> Check:
     try:
-        async with database.begin() as session:
-            revision = await session.scalar(text("SELECT version_num FROM alembic_version"))
+        revision = await schema.revision_of(database)
     except Unavailable as error:
         return Check(ok=False, detail=error.detail)
-    except Exception:  # the table is missing
-        return Check(ok=False, detail="not migrated: run `rlt-jobs migrate`")
-    return Check(ok=True, detail=f"schema {revision}")
+    return Check(ok=schema.state(revision) in (State.same, State.newer), detail=schema.words(revision))
 
 
 async def _store_check(store: Store) -> Check:

@@ -12,6 +12,8 @@ from sqlalchemy.pool import NullPool
 from rlt_jobs.tables import metadata
 
 PARTITION = re.compile(r"(samples|scores)_p\d\d")
+# One that waits for its lock holds up everybody who comes after it; it is given up and tried again (rlt_jobs.migrate).
+LOCK_MS = 3_000
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -20,12 +22,31 @@ def include_name(name: str | None, kind: str, _parents: Any) -> bool:
 
 
 def migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=metadata, include_name=include_name, compare_type=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_name=include_name,
+        compare_type=True,
+        transaction_per_migration=True,  # the ones before stay done, and a new value of an enum can be used
+    )
     with context.begin_transaction():
         context.run_migrations()
 
 
-engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
-with engine.connect() as connection:
-    migrate(connection)
-    connection.commit()
+def print_sql() -> None:
+    context.configure(dialect_name="postgresql", target_metadata=metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    print_sql()
+else:
+    engine = create_engine(
+        context.config.attributes["url"],
+        poolclass=NullPool,
+        connect_args={"options": f"-c lock_timeout={LOCK_MS}", "application_name": "rlt-jobs migrate"},
+    )
+    with engine.connect() as connection:
+        migrate(connection)
+        connection.commit()

@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from rlt_jobs.migrations.keeping import refuse_loss
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -353,6 +355,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    refuse_loss(values={name: name for name in ("builds", "versions", "uploads", "keys")})
     op.drop_index(op.f("ix_version_files_file_id"), table_name="version_files")
     op.drop_table("version_files")
     op.drop_index(op.f("ix_spool_shard_id"), table_name="spool")

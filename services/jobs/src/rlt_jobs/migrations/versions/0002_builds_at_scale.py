@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from rlt_jobs.migrations.keeping import refuse_loss
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -113,7 +115,29 @@ def upgrade() -> None:
     )
 
 
+# What 0001 has no column for, and what programs of it would take for something else.
+_VALUES = {
+    "quotas of owners": "quotas",
+    "exports, which are written again when asked for": "exports",
+    "numbers of repeated rows": "builds WHERE duplicates > 0",
+    "engines of builds": "builds WHERE engines <> '{}'",
+    "rewards of scorers, written out": "scorers WHERE spec IS NOT NULL",
+    "problems that repeat another": "problems WHERE first_idx IS NOT NULL",
+    "flags of samples": "samples WHERE flags <> '{}'",
+    "token counts and baselines of scores": "scores WHERE coalesce(student_tokens, baseline, unmapped) IS NOT NULL",
+}
+_ROWS = {
+    "builds from another build": "builds WHERE of_build_id IS NOT NULL OR kind IN ('rescore', 'rerank')",
+    "builds deleted and not swept, which would be back": "builds WHERE deleted_at IS NOT NULL",
+    "versions deleted and not forgotten, which would be back": "versions WHERE deleted_at IS NOT NULL",
+    "uploads deleted and not swept, which would be back": "uploads WHERE deleted_at IS NOT NULL",
+    "uploads that are no JSON lines": "uploads WHERE format <> 'jsonl'",
+    "open shards of a retry": "shards WHERE state IN ('ready', 'running') AND (score_only OR max_tokens IS NOT NULL)",
+}
+
+
 def downgrade() -> None:
+    refuse_loss(values=_VALUES, rows=_ROWS)
     op.drop_table("exports")
     op.drop_index(op.f("ix_versions_build_id"), table_name="versions")
     op.drop_column("versions", "deleted_at")
