@@ -24,6 +24,7 @@ from rlt_jobs.database import Database
 from rlt_jobs.leases import reap
 from rlt_jobs.outbox import Message, Queue
 from rlt_jobs.ringing import ring_stalled, unattended
+from rlt_jobs.schema import until_current
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.sweep import sweep
@@ -130,6 +131,7 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(settings.database_url, name="rlt-jobs relay", pool=5)
     try:
+        await until_current(database, stop)
         await Relay(settings, database, make_celery(settings)).run(stop)
     finally:
         await database.close()
