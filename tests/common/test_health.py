@@ -131,19 +131,6 @@ def test_no_page_that_loads_scripts_from_elsewhere(http: httpx.Client, path: str
     assert http.get(path).status_code == 404
 
 
-def test_telemetry_is_off_without_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    assert not telemetry.config()["auto_configure"]
-
-
-def test_telemetry_is_on_where_exporter_and_endpoint_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
-    monkeypatch.setattr(telemetry, "_installed", lambda: True)
-    assert telemetry.config()["auto_configure"]
-    monkeypatch.setattr(telemetry, "_installed", lambda: False)
-    assert not telemetry.config()["auto_configure"]
-
-
 def test_spans_leave_out_paths_with_keys() -> None:
     exclude = telemetry.config()["exclude"]
     assert exclude is not None

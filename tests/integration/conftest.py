@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from plugins.traces import Collector
 
 from rlt_client import JobsClient, RewardClient, TeacherClient
 from rlt_local.state import StackRecord, StateFolder
@@ -65,10 +66,18 @@ QUICK = {"RLT_JOBS_LEASE_SECONDS": "4", "RLT_JOBS_HEARTBEAT_SECONDS": "1", "RLT_
 
 
 def run(
-    *arguments: str, cwd: Path, state: Path | None = None, stdin: str | None = None, timeout: float = 240
+    *arguments: str,
+    cwd: Path,
+    state: Path | None = None,
+    stdin: str | None = None,
+    timeout: float = 240,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """The installed command, with nothing of the caller's own settings."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RLT_") or name == "RLT_CACHE"}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("RLT_") or name == "RLT_CACHE"
+    }
+    env = {**inherited, **(env or {})}
     env |= QUICK | {"NO_COLOR": "1", "COLUMNS": "140"} | ({"RLT_STATE": str(state)} if state else {})
     command = [str(RLT), *arguments]
     return subprocess.run(command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout)
@@ -80,10 +89,11 @@ def run_fixture() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Stack]:
+    """It is traced, by `collector`."""
     root = tmp_path_factory.mktemp("stack")
     made = Stack(StateFolder(root / "state"), root)
-    started = run("up", "--detach", "--ports", "free", state=made.folder.root, cwd=root)
+    started = run("up", "--detach", "--ports", "free", state=made.folder.root, cwd=root, env=collector.environment())
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield made

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from plugins.traces import Collector, SeenSpan
 
 from rlt_client import (
     BuildProblem,
@@ -98,6 +100,36 @@ def test_a_data_set_is_built_and_exported(stack, problems: Path) -> None:
         "build", "export", number, "--as", "hf", "-o", "folder", status=1
     )
     _loads_as_a_hugging_face_folder(stack.work / "folder", len(lines))
+
+
+def test_a_build_is_one_trace_from_its_submission_to_a_score(stack, jobs: JobsClient, collector: Collector) -> None:
+    """Through the API, the worker's processes, the teacher and the reward server, which know of each other by HTTP."""
+    build = next(build for build in jobs.builds() if build.dataset == "chains")
+    wanted = {("rlt-jobs", "POST /builds")} | {("rlt-jobs worker", name) for name in ("import", "shard", "publish")}
+    wanted |= {("rlt-teacher-server", "POST /explain"), ("rlt-reward-server", "POST /reward")}
+
+    def found(spans: list[SeenSpan]) -> list[SeenSpan]:
+        of_build = {span.trace for span in spans if span.attributes.get("rlt.build_id") == build.id}
+        traces = [[span for span in spans if span.trace == trace] for trace in of_build]
+        return next((trace for trace in traces if wanted <= {(span.service, span.name) for span in trace}), [])
+
+    spans = {span.id: span for span in collector.wait(found)}
+    (root,) = (span for span in spans.values() if not span.parent)
+    assert (root.service, root.name) == ("rlt-jobs", "POST /builds")
+    for name in ("import", "shard", "publish"):
+        assert {spans[span.parent] for span in spans.values() if span.name == name} == {root}
+    for name in ("POST /explain", "POST /reward"):
+        chain = [each.name for each in _ancestors(spans, next(s for s in spans.values() if s.name == name))]
+        assert chain == ["POST", "sample", "shard", "POST /builds"]
+    tokens = [path.read_text().strip() for path in stack.folder.key_file.parent.glob("*.key")]
+    assert tokens
+    assert not [span.name for span in collector.spans if any(token in span.text for token in tokens)]
+
+
+def _ancestors(spans: dict[str, SeenSpan], span: SeenSpan) -> Iterator[SeenSpan]:
+    while span.parent in spans:
+        span = spans[span.parent]
+        yield span
 
 
 def _loads_as_a_hugging_face_folder(folder: Path, rows: int) -> None:

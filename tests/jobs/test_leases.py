@@ -235,7 +235,7 @@ async def test_a_build_in_import_or_publication_has_one_holder_too(database: Dat
         async with database.begin() as session:
             return await claim_build(session, build_id, BuildState.finishing, worker="w", seconds=60)
 
-    tokens = [token for token in await asyncio.gather(*(take() for _ in range(4))) if token]
+    tokens = [claimed.token for claimed in await asyncio.gather(*(take() for _ in range(4))) if claimed]
     assert len(tokens) == 1
     async with database.begin() as session:
         assert (await hold_build(session, build_id, tokens[0])).id == build_id

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -14,7 +15,15 @@ L = TypeVar("L", bound=Hashable)
 T = TypeVar("T")
 R = TypeVar("R")
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "leader"]
+
+
+def _first(contexts: Sequence[Context]) -> Context:
+    return contexts[0]
+
+
+leader: Callable[[Sequence[Context]], Context] = _first
+"""Whose context a batch is sent in, of those of its items: log lines and traces go by it. Tracing replaces this."""
 
 
 @dataclass(slots=True)
@@ -23,6 +32,7 @@ class _Entry(Generic[T, R]):
     group: Hashable
     cost: int
     result: asyncio.Future[R]
+    context: Context = field(default_factory=copy_context)
 
 
 class Batcher(Generic[L, T, R]):
@@ -70,7 +80,8 @@ class Batcher(Generic[L, T, R]):
 
     def _flush(self, lane: L) -> None:
         for batch in self._pack(self._lanes.pop(lane, [])):
-            task = asyncio.create_task(self._run(lane, batch))
+            context = leader([entry.context for entry in batch])
+            task = asyncio.create_task(self._run(lane, batch), context=context)
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             task.add_done_callback(partial(_cancel_rest, batch))

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with the request id and the caller, and no secret in it.
+"""Logs: one JSON object a line, with the ids of the request and the trace and the caller, and no secret in it.
 
 Code logs with the standard library: `log = logging.getLogger(__name__)`, `log.info("loaded", extra={"seconds":
 3.1})`; the extras become members. Nothing is set up at import: a process calls `configure` once (`serve` does).
@@ -14,11 +14,18 @@ from typing import Any, Literal, TextIO
 
 import structlog
 from asgi_correlation_id import correlation_id
+from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from rlt_service.keys import TOKEN_PATTERN
 
-__all__ = ["configure", "redact"]
+__all__ = ["bind", "bound", "configure", "redact"]
+
+bind = structlog.contextvars.bind_contextvars
+"""Members of every line of this request or task from now on: `bind(build_id=7)`."""
+
+bound = structlog.contextvars.bound_contextvars
+"""The same within a block."""
 
 _SECRETS = re.compile(rf"{TOKEN_PATTERN}|(?<=[Bb]earer )[^\s'\",]+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 """Tokens, bearer values, and user:password in addresses."""
@@ -81,6 +88,7 @@ def _enrich() -> list[Processor]:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_request_id,
+        _add_trace,
         structlog.processors.format_exc_info,
     ]
 
@@ -89,4 +97,12 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     request_id = correlation_id.get()
     if request_id is not None:
         event["request_id"] = request_id
+    return event
+
+
+def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    around = trace.get_current_span().get_span_context()
+    if around.is_valid:
+        event["trace_id"] = trace.format_trace_id(around.trace_id)
+        event["span_id"] = trace.format_span_id(around.span_id)
     return event

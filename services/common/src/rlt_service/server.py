@@ -28,7 +28,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt_client.errors import RLTError
-from rlt_service import logs
+from rlt_service import logs, telemetry
 from rlt_service.auth import Authenticator
 from rlt_service.draining import Drainable, DrainingServer
 from rlt_service.settings import ServerSettings
@@ -76,6 +76,7 @@ def _run(
 ) -> int:
     app = app_factory()
     check_bind(settings, app.state.auth)
+    telemetry.start(app.title, app.version)
     raise_file_limit()
     startup = Startup(app)
     drainable = Drainable(startup, refusals) if refusals else Drainable(startup)

@@ -5,6 +5,7 @@ Every write of a holder names its token and locks the row: a holder that was giv
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ __all__ = [
     "PUBLISH",
     "SHARD",
     "Claimed",
+    "ClaimedBuild",
     "LeaseLost",
     "claim_build",
     "claim_shard",
@@ -40,6 +42,8 @@ __all__ = [
     "unattended",
     "until",
 ]
+
+log = logging.getLogger(__name__)
 
 _QUOTA_LOCK: Final = 0x524C54  # first of the two keys of an advisory lock; the second is the owner's hash
 SILENT: Final = "the worker fell silent"
@@ -63,6 +67,10 @@ class Claimed:
     try_: int
     stalled: bool = False
     """Whether the build could not go on when this was taken."""
+    owner: str = ""
+    """Of the build."""
+    traceparent: str | None = None
+    """Where the build was submitted."""
 
 
 def until(seconds: float) -> ColumnElement[Any]:
@@ -77,12 +85,12 @@ WITH running AS MATERIALIZED (
 ), busy AS MATERIALIZED (
     SELECT r.build_id, b.owner, r.leases FROM running r JOIN builds b ON b.id = r.build_id WHERE b.state = 'running'
 ), open AS MATERIALIZED (
-    SELECT b.id, b.owner, b.priority, b.stalled_at, coalesce(busy.leases, 0) AS leases,
+    SELECT b.id, b.owner, b.priority, b.stalled_at, b.traceparent, coalesce(busy.leases, 0) AS leases,
         coalesce(q.running_shards, :most) AS most
     FROM builds b LEFT JOIN busy ON busy.build_id = b.id LEFT JOIN quotas q ON q.owner = b.owner
     WHERE b.state = 'running' AND b.kind = ANY (CAST(:kinds AS build_kind[]))
 ), first AS (
-    SELECT o.owner, o.most, o.stalled_at, found.id
+    SELECT o.owner, o.most, o.stalled_at, o.traceparent, found.id
     FROM (SELECT * FROM open ORDER BY priority DESC, leases, id) o
     CROSS JOIN LATERAL (
         SELECT coalesce(
@@ -105,7 +113,7 @@ SET state = 'running', lease_token = gen_random_uuid(), lease_until = now() + ma
 FROM first
 WHERE s.id = first.id
 RETURNING s.id, s.lease_token, s.build_id, s.lo, s.hi, s.try AS try_, first.owner, first.most,
-    first.stalled_at""")
+    first.stalled_at, first.traceparent""")
 _OWNERS_LEASES = text("""
 SELECT count(*) FROM shards s JOIN builds b ON b.id = s.build_id
 WHERE s.state = 'running' AND b.state = 'running' AND b.owner = :owner""")
@@ -134,7 +142,8 @@ async def claim_shard(
     row = (await session.execute(_CLAIM, given)).one_or_none()
     if row is None:
         return None
-    lease = Claimed(row.id, row.lease_token, row.build_id, row.lo, row.hi, row.try_, row.stalled_at is not None)
+    range_ = (row.lo, row.hi, row.try_, row.stalled_at is not None)
+    lease = Claimed(row.id, row.lease_token, row.build_id, *range_, owner=row.owner, traceparent=row.traceparent)
     if row.most is not None and not await _within(session, row.owner, row.most):
         await give_back(session, lease, blameless=True, max_barren=MOST_BARREN)
         return None
@@ -214,7 +223,11 @@ async def _end_leases(
     )
     rows = (await session.execute(ended)).all()
     for row in rows:
+        ids = {"build_id": row.build_id, "shard_id": row.id}
+        if error == SILENT:
+            log.warning("lease ended: %s", SILENT, extra=ids)
         if row.state is ShardState.dead:
+            log.error("shard given up: %s", row.error, extra=ids)
             detail = f"shard {row.id} was given up after {max_barren} leases without a new sample: {row.error}"
             session.add(Event(build_id=row.build_id, kind="shard_dead", detail=detail))
     return [(row.id, row.build_id) for row in rows if row.state is ShardState.ready]
@@ -257,21 +270,32 @@ async def _reap_builds(session: AsyncSession, max_barren: int) -> int:
     )
     rows = (await session.execute(expired)).all()
     for row in rows:
+        log.warning("lease of a build ended: %s", SILENT, extra={"build_id": row.id})
         await ring_build(session, row.id, row.state)
     return len(rows)
 
 
+@dataclass(frozen=True, slots=True)
+class ClaimedBuild:
+    """A build that is ours until the lease runs out."""
+
+    token: UUID
+    owner: str
+    traceparent: str | None
+
+
 async def claim_build(
     session: AsyncSession, build_id: int, state: BuildState, *, worker: str, seconds: float
-) -> UUID | None:
-    """Take a build in `state` that nobody works on; its fresh token, or None."""
+) -> ClaimedBuild | None:
+    """Take a build in `state` that nobody works on, under a fresh token; None if there is nothing to take."""
     take = (
         update(Build)
         .where(Build.id == build_id, Build.state == state, Build.lease_token.is_(None))
         .values(lease_token=uuid4(), lease_until=until(seconds), worker=worker, barren=Build.barren + 1)
-        .returning(Build.lease_token)
+        .returning(Build.lease_token, Build.owner, Build.traceparent)
     )
-    return await session.scalar(take)
+    row = (await session.execute(take)).one_or_none()
+    return None if row is None else ClaimedBuild(row.lease_token, row.owner, row.traceparent)
 
 
 async def renew_build(session: AsyncSession, build_id: int, token: UUID, *, seconds: float) -> None:

@@ -121,7 +121,13 @@ class Settings(ServerSettings):
         None,
         ge=1,
         le=65535,
-        description="where a worker gives out the metrics of all its processes; nowhere if unset",
+        description="where a worker gives out the metrics of all its processes, or a relay its own; nowhere if unset",
+    )
+    traced_samples: int = Field(
+        4,
+        ge=0,
+        description="samples a lease whose requests stand in the build's trace, where OTEL_EXPORTER_OTLP_ENDPOINT is "
+        "set; all of a large build's would make a trace that nothing can show",
     )
 
     relay_seconds: float = Field(0.5, gt=0, description="pause between looks into an empty outbox")

@@ -16,11 +16,15 @@ from rlt_client.schemas.builds import BuildState
 from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.services import Services, Stopped, unwrapped
 from rlt_jobs.database import unbroken
-from rlt_jobs.leases import LeaseLost, claim_build, release_build, renew_build
+from rlt_jobs.leases import ClaimedBuild, LeaseLost, claim_build, release_build, renew_build
+from rlt_service import telemetry
+from rlt_service.logs import bound
 
 __all__ = ["held_build"]
 
 log = logging.getLogger(__name__)
+
+_SPANS = {BuildState.importing: "import", BuildState.finishing: "publish"}
 
 
 @asynccontextmanager
@@ -32,19 +36,27 @@ async def held_build(services: Services, build_id: int, state: BuildState) -> As
     """
     settings = services.settings
     async with services.database.begin() as session:
-        token = await claim_build(session, build_id, state, worker=services.worker, seconds=settings.lease_seconds)
-    if token is None:
+        claimed = await claim_build(session, build_id, state, worker=services.worker, seconds=settings.lease_seconds)
+    if claimed is None:
         yield None
         return
     try:
-        async with unwrapped(), asyncio.TaskGroup() as group:
-            beating = group.create_task(_beat(services, build_id, token))
-            yield token
+        async with _told_apart(build_id, state, claimed), unwrapped(), asyncio.TaskGroup() as group:
+            beating = group.create_task(_beat(services, build_id, claimed.token))
+            yield claimed.token
             beating.cancel()
     except (LeaseLost, Stopped) as error:
-        log.warning("build %s: %s", build_id, error)
+        log.warning("build given back: %s", error, extra={"build_id": build_id, "owner": claimed.owner})
         async with services.database.begin() as session:
-            await release_build(session, build_id, token)
+            await release_build(session, build_id, claimed.token)
+
+
+@asynccontextmanager
+async def _told_apart(build_id: int, state: BuildState, claimed: ClaimedBuild) -> AsyncIterator[None]:
+    """Log lines and a span that say which build this is."""
+    ids: dict[str, str | int] = {"build_id": build_id, "owner": claimed.owner}
+    with bound(**ids), telemetry.span(_SPANS[state], parent=claimed.traceparent, **ids):
+        yield
 
 
 async def _beat(services: Services, build_id: int, token: UUID) -> None:

@@ -104,7 +104,7 @@ class _Import:
         return batch.ended
 
     async def _fail(self, type: str, detail: str, *, title: str = "The source cannot be used") -> None:
-        log.warning("build %s: %s", self._build_id, detail)
+        log.warning("nothing is imported: %s", detail)
         problem = Problem(type=type, title=title, detail=detail)
         async with self._services.database.begin() as session:
             await hold_build(session, self._build_id, self._token)

@@ -81,6 +81,8 @@ class Build(Base):
     stalled: Mapped[str | None]
     deleted_at: Mapped[datetime | None]
     """Hidden since; the sweep removes it once the retention is over."""
+    traceparent: Mapped[str | None]
+    """The request that submitted it, in whose trace all of its work stands (W3C Trace Context)."""
 
     @property
     def data_id(self) -> int:

@@ -37,6 +37,7 @@ from rlt_jobs.builds.outcomes import RETRIED
 from rlt_jobs.builds.spec import Spec
 from rlt_jobs.database import copy_rows
 from rlt_jobs.leases import Claimed, ring_shards
+from rlt_service import telemetry
 
 __all__ = [
     "ScorerChanged",
@@ -88,7 +89,7 @@ async def insert_build(session: AsyncSession, **values: Any) -> Build | None:
     """A new build in state `importing`, or None where the owner's idempotency key was used before."""
     made = (
         postgresql.insert(Build)
-        .values(state=BuildState.importing, **values)
+        .values(state=BuildState.importing, traceparent=telemetry.traceparent(), **values)
         .on_conflict_do_nothing(index_elements=["owner", "idempotency_key"])
         .returning(Build)
     )

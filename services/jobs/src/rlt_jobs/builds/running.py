@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,6 +26,7 @@ from rlt_jobs.builds.spec import Spec
 from rlt_jobs.database import unbroken
 from rlt_jobs.leases import Claimed, hold_shard
 from rlt_jobs.store.seal import seal
+from rlt_service import telemetry
 
 __all__ = ["NotReady", "Run"]
 
@@ -59,6 +60,7 @@ class Run:
         self._database = services.database
         self._task: Task = Making(lease)
         self._finished: list[Made] = []
+        self._traces = 0
         self._flushed_at = time.monotonic()
         self._enough = asyncio.Event()
         self._scorer: tuple[ScorerKey, int] | None = None
@@ -96,7 +98,7 @@ class Run:
                 await unbroken(self._flush())
             raise
         await self._insist(self._end)
-        with self._services.metrics.seal_seconds.time():
+        with telemetry.span("seal"), self._services.metrics.seal_seconds.time():
             await self._insist(lambda: seal(self._database, self._services.store, self.lease))
 
     async def _ready(self, spec: Spec) -> None:
@@ -125,7 +127,8 @@ class Run:
 
         async def make(problem: int, sample_idx: int) -> None:
             try:
-                self._finish(await self._patiently(lambda: self._task.make(sampler, problem, sample_idx)))
+                with self._traced(problem, sample_idx):
+                    self._finish(await self._patiently(lambda: self._task.make(sampler, problem, sample_idx)))
             except TeacherUnhealthy as error:  # the others under way may still end well
                 if not ill:
                     asyncio.get_running_loop().call_later(WIND_UP_SECONDS, _cancel, tasks)
@@ -136,6 +139,13 @@ class Run:
             asyncio.get_running_loop().call_soon(self.asked.set)  # behind the first step of each
         if ill:
             raise ill[0]
+
+    def _traced(self, problem: int, sample_idx: int) -> AbstractContextManager[object]:
+        """A span of its own for the first few: those of all would make a trace that nothing can show."""
+        if self._traces == self._settings.traced_samples:
+            return telemetry.unrecorded()
+        self._traces += 1
+        return telemetry.span("sample", problem=problem, sample_idx=sample_idx)
 
     def _finish(self, made: Made) -> None:
         self._finished.append(made)

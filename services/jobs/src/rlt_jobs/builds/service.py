@@ -23,6 +23,7 @@ from rlt_jobs.leases import ring_build
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.traces import Traces
+from rlt_service.logs import bind
 
 __all__ = ["BuildService"]
 
@@ -53,6 +54,7 @@ class BuildService:
                 await self._begin(session, build, problems, deduplicate=request.deduplicate)
             await session.flush()
             build_id = build.id
+            bind(build_id=build_id)
             session.expire_all()  # server-side values are read back
             return await self._view(session, owner, build_id)
 

@@ -33,7 +33,7 @@ async def stall_build(session: AsyncSession, build_id: int, why: str) -> None:
     marked = update(Build).where(*free).values(stalled_at=func.now(), stalled=why).returning(Build.id)
     if await session.scalar(marked) is not None:
         session.add(Event(build_id=build_id, kind="stalled", detail=why))
-        log.warning("build stalled: %s", why, extra={"build": build_id})
+        log.warning("build stalled: %s", why, extra={"build_id": build_id})
 
 
 async def went_on(session: AsyncSession, build_id: int) -> None:
@@ -46,4 +46,4 @@ async def went_on(session: AsyncSession, build_id: int) -> None:
     detail = f"it went on after {float(seconds or 0):.0f} s: {build.stalled}"
     build.stalled_at = build.stalled = None
     session.add(Event(build_id=build_id, kind="went_on", detail=detail))
-    log.warning("build went on", extra={"build": build_id})
+    log.warning("build went on", extra={"build_id": build_id})

@@ -126,9 +126,9 @@ class Streams:
                 feed.gone = True
                 feed.wake()
             except RLTError as error:  # the database is away: those who watch wait with it
-                log.warning("build %s cannot be watched: %s", feed.build.id, error)
+                log.warning("build cannot be watched: %s", error, extra={"build_id": feed.build.id})
             except Exception:  # a feed that dies silently would leave its watchers with pings for ever
-                log.exception("build %s cannot be watched; tried again", feed.build.id)
+                log.exception("build cannot be watched; tried again", extra={"build_id": feed.build.id})
 
 
 class Watching:

@@ -25,6 +25,8 @@ from rlt_jobs.builds.services import Services, Stopped, unwrapped
 from rlt_jobs.database import unbroken
 from rlt_jobs.leases import Claimed, LeaseLost, claim_shard, give_back
 from rlt_jobs.ringing import ring_next
+from rlt_service import telemetry
+from rlt_service.logs import bound
 
 __all__ = ["Services", "Stopped", "unwrapped", "work_shard"]
 
@@ -123,34 +125,35 @@ class _Shift:
         return lease
 
     async def _do(self, run: Run) -> None:
-        extra = {"shard": run.lease.shard_id, "build": run.lease.build_id}
-        try:
-            with self.control.over(run):
-                await run.run()
-            log.info("shard done", extra=extra)
-            self._services.metrics.leases.labels("done").inc()
-        except LeaseLost as error:
-            log.warning("lease lost: %s", error, extra=extra)
-            self._services.metrics.leases.labels("lost").inc()
-        except Exception as error:
-            await self._ended_early(run.lease, error)
+        lease = run.lease
+        ids: dict[str, str | int] = {"build_id": lease.build_id, "shard_id": lease.shard_id, "owner": lease.owner}
+        with bound(**ids):  # the task's own, and of those that it begins
+            try:
+                with self.control.over(run), telemetry.span("shard", parent=lease.traceparent, **ids):
+                    await run.run()
+                log.info("shard done")
+                self._services.metrics.leases.labels("done").inc()
+            except LeaseLost as error:
+                log.warning("lease lost: %s", error)
+                self._services.metrics.leases.labels("lost").inc()
+            except Exception as error:
+                await self._ended_early(lease, error)
 
     async def _ended_early(self, lease: Claimed, error: Exception) -> None:
-        extra = {"shard": lease.shard_id, "build": lease.build_id}
         blameless = isinstance(error, Stopped | NotReady | Misconfigured)
         if isinstance(error, Unhealthy) and not blameless:
             blameless = error.refused or not await self._well_again()
         if isinstance(error, Stopped):
-            log.info("shard given back: %s", error, extra=extra)
+            log.info("shard given back: %s", error)
         elif isinstance(error, RLTError):
-            log.warning("shard given back: %s", error, extra=extra)
+            log.warning("shard given back: %s", error)
         else:
-            log.error("shard given back", exc_info=error, extra=extra)
+            log.error("shard given back", exc_info=error)
         self._services.metrics.leases.labels("given back" if blameless else "failed").inc()
         try:
             await unbroken(self._give_back(lease, error, blameless=blameless))
         except Exception:  # the lease runs out by itself, and the other shards go on
-            log.exception("shard not given back", extra=extra)
+            log.exception("shard not given back")
 
     async def _well_again(self) -> bool:
         """Whether a server that broke in the middle says at once that it is well: it broke of what it was asked."""

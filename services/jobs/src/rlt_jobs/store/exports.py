@@ -208,10 +208,10 @@ class _Writing:
             self._whole = True
             return await self._exports.keep(self.key, self._written[0])
         except Unavailable as error:  # the disk is full, the database away: told to the log, not to the reader
-            log.warning("an export is not kept", extra={"version": self.key.version_id, "reason": str(error)})
+            log.warning("an export is not kept", extra={"version_id": self.key.version_id, "reason": str(error)})
             return None
         except RLTError as error:
-            log.error("an export broke off", extra={"version": self.key.version_id, "reason": str(error)})
+            log.error("an export broke off", extra={"version_id": self.key.version_id, "reason": str(error)})
             raise
         finally:
             self.began.set()

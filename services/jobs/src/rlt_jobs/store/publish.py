@@ -183,7 +183,7 @@ class _Publisher:
             held.state = BuildState.done
             held.finished_at = func.now()
             held.lease_token = held.lease_until = held.worker = None
-        log.info("version published", extra={"build": self._id, "version": version.id, "rows": manifest.rows})
+        log.info("version published", extra={"version_id": version.id, "rows": manifest.rows})
 
     async def _nothing_selected(self, build: Build) -> None:
         async with self._database.begin() as session:
