@@ -17,9 +17,10 @@ import pytest
 
 from rlt_client.cli import app as app_module
 from rlt_client.cli.output import console
-from rlt_local.component import Component, Probe
+from rlt_local.component import Component
 from rlt_local.state import ComponentRecord, StackRecord, StateFolder
 from rlt_local.supervisor import Supervisor
+from rlt_service.probe import Probe
 
 Script = Callable[..., Component]
 

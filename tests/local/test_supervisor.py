@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from rlt_local import supervisor as supervisor_module
-from rlt_local.component import http_ready
 from rlt_local.logs import tail
 from rlt_local.ports import free
 from rlt_local.state import ComponentState, StackState, StateFolder
+from rlt_service.probe import http_ready
 
 SLEEP = "import time; time.sleep(600)"
 

@@ -1,4 +1,4 @@
-"""Keys of a stack: one for its user, and one with a narrow scope for each server that calls another.
+"""Keys of a stack on one machine.
 
 Tokens lie in `keys/NAME.key`, made once; what each server accepts lies in `keys/SERVER.keys` as hashes.
 """
@@ -8,16 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlt_client.schemas.common import Scope
-from rlt_local.state import StateFolder, replace_file
-from rlt_service.keys import Key, create_token, hash_token
-
-# Whose token it is, by the server that accepts it, with what it may do there.
-ACCEPTED: dict[str, dict[str, frozenset[Scope]]] = {
-    "teacher": {"local": frozenset(Scope), "jobs": frozenset({Scope.explain})},
-    "reward": {"local": frozenset(Scope), "jobs": frozenset({Scope.reward}), "teacher": frozenset({Scope.reward})},
-    "jobs": {"local": frozenset(Scope)},
-}
+from rlt_local.state import StateFolder
+from rlt_service.keys import Key, hash_token
+from rlt_service.stack_keys import ACCEPTED, ensure_token, replace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +24,10 @@ class StackKeys:
 def prepare_keys(folder: StateFolder) -> StackKeys:
     """Make the tokens that are missing, and write what each server accepts."""
     owners = sorted({owner for accepted in ACCEPTED.values() for owner in accepted})
-    tokens = {owner: _token(folder.key_file.with_name(f"{owner}.key")) for owner in owners}
+    tokens = {owner: ensure_token(folder.key_file.with_name(f"{owner}.key")) for owner in owners}
     files = {}
     for server, accepted in ACCEPTED.items():
         lines = [Key(hash_token(tokens[owner]), owner, scopes).line() for owner, scopes in accepted.items()]
         files[server] = folder.key_file.with_name(f"{server}.keys")
         replace_file(files[server], "\n".join(lines) + "\n")
     return StackKeys(tokens, files)
-
-
-def _token(path: Path) -> str:
-    if not path.exists():
-        replace_file(path, create_token() + "\n")
-    return path.read_text(encoding="utf-8").strip()

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from rlt_local import databases
-from rlt_local.component import Component, file_ready, http_ready
+from rlt_local.component import Component
 from rlt_local.engine import engine_python
 from rlt_local.keys import StackKeys, prepare_keys
 from rlt_local.options import VLLM, StackOptions
 from rlt_local.ports import HOST, choose, free
 from rlt_local.state import ComponentRecord, StackRecord, StateFolder
+from rlt_service.probe import file_ready, http_ready
 
 __all__ = ["plan"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from rlt_client.errors import RLTError
+from rlt_service.stack_keys import replace_file
 
 DEFAULT = Path(".rlt")
 
@@ -116,10 +116,3 @@ class StateFolder:
             raise AlreadyRunning(f"a stack is already running in {self.root} (rlt status, rlt down)") from None
         finally:
             os.close(descriptor)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file, readable by its owner only, so that readers see the old text or the new one and never a part."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)

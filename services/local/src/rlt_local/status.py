@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from rlt_local.component import http_ready
 from rlt_local.state import ComponentRecord, ComponentState, StackRecord, StackState, StateFolder
 from rlt_local.stop import is_alive
+from rlt_service.probe import http_ready
 
 __all__ = ["current"]
 
