@@ -31,6 +31,16 @@ def test_the_line_fits_the_token() -> None:
     assert (key.owner, key.scopes, key.in_path) == ("ann", frozenset({Scope.explain, Scope.reward}), True)
 
 
+def test_limits_of_a_key() -> None:
+    code, output = invoke("--owner", "ann", "--scope", "explain", "--rate", "100/minute", "--items", "5000/hour")
+    assert code == 0
+    (key,) = parse_keys(next(line for line in output.splitlines() if "sha256:" in line), "output")
+    assert (key.rate, key.items) == ("100/minute", "5000/hour")
+    code, output = invoke("--owner", "ann", "--scope", "explain", "--rate", "100 a minute")
+    assert code == 2
+    assert "--rate" in output
+
+
 def test_wrong_scope_and_owner() -> None:
     assert invoke("--owner", "ann", "--scope", "root")[0] == 2
     code, output = invoke("--owner", "an n", "--scope", "reward")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -25,6 +24,14 @@ def test_a_line_goes_there_and_back() -> None:
     assert parse_keys(key.line(), "x") == [key]
 
 
+def test_options_of_a_line() -> None:
+    line = f"ann reward sha256:{HASH} path rate=100/minute items=5000/hour"
+    [key] = parse_keys(line, "x")
+    assert (key.in_path, key.rate, key.items) == (True, "100/minute", "5000/hour")
+    assert key.line() == line
+    assert parse_keys(f"ann reward sha256:{HASH} items=5000/hour  path  rate=100/minute", "x") == [key]
+
+
 def test_comments_blank_lines_and_semicolons() -> None:
     text = f"# the team\n\n  a reward sha256:{HASH}  # Ann\nb explain,build sha256:{HASH};c admin sha256:{HASH} path\n"
     keys = parse_keys(text, "x")
@@ -40,6 +47,9 @@ def test_comments_blank_lines_and_semicolons() -> None:
         ("alice reward sha256:abc", "want `OWNER SCOPE"),
         (f"alice reward sha256:{HASH.upper()}", "want `OWNER SCOPE"),
         (f"alice reward sha256:{HASH} url", "want `OWNER SCOPE"),
+        (f"alice reward sha256:{HASH} rate=0/minute", "want `OWNER SCOPE"),
+        (f"alice reward sha256:{HASH} rate=1/week", "want `OWNER SCOPE"),
+        (f"alice reward sha256:{HASH} rate=1/hour rate=2/hour", "want `OWNER SCOPE"),
         (f"al/ice reward sha256:{HASH}", "want `OWNER SCOPE"),
         (f"alice reward,root sha256:{HASH}", "no such scope: root"),
         (f"alice ,reward sha256:{HASH}", "no such scope"),
@@ -51,20 +61,6 @@ def test_bad_lines_are_named_and_not_repeated(line: str, message: str) -> None:
         parse_keys(f"# ok\n{line}\n", "keys")
     assert message in str(caught.value)
     assert "rlt_aaaa" not in str(caught.value)
-
-
-def test_file_and_variable_add_up(tmp_path: Path) -> None:
-    file = tmp_path / "keys"
-    file.write_text(f"bob reward sha256:{hash_token('b')}\n")
-    assert len(StaticKeys.read(f"ann reward sha256:{HASH}", file)) == 2
-
-
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadKeys, match="missing: No such file"):
-        StaticKeys.read("", tmp_path / "missing")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadKeys, match="not UTF-8"):
-        StaticKeys.read("", tmp_path / "binary")
 
 
 async def test_find() -> None:

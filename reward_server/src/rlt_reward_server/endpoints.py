@@ -15,6 +15,7 @@ from rlt_reward_server.service import RewardService
 from rlt_reward_server.specs import Means
 from rlt_service.auth import Principal, requires
 from rlt_service.callers import while_connected
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -36,6 +37,7 @@ async def reward(
     body: RewardRequest, request: Request, service: Service, caller: Annotated[Principal, requires(Scope.reward)]
 ) -> RewardResponse | Response:
     """Score explanations. One item that cannot be scored carries its own `error`; the reply is 200 all the same."""
+    spend(request, len(body.items))
     return await while_connected(request, service.score(body, owner=caller.owner))
 
 

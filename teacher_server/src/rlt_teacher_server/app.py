@@ -21,6 +21,7 @@ from rlt_service.formats import read_formats
 from rlt_service.health import Check
 from rlt_service.metrics import Metrics
 from rlt_service.paths import AllowedRoots
+from rlt_service.secret_files import secret
 from rlt_teacher_server.admission import Admission
 from rlt_teacher_server.metrics import TeacherMetrics
 from rlt_teacher_server.settings import Settings
@@ -144,7 +145,7 @@ async def _scorer(settings: Settings, stack: AsyncExitStack) -> Scorer | None:
 
     if settings.reward_url is None:
         return None
-    key = settings.reward_key.get_secret_value() if settings.reward_key else None
+    key = secret(settings, "reward_key")
     client = AsyncRewardClient(settings.reward_url, key=key, deadline=settings.reward_timeout_s)
     return Scorer(await stack.enter_async_context(client))
 

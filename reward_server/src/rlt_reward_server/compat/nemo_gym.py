@@ -22,6 +22,7 @@ from rlt_reward_server.registry import Selection
 from rlt_reward_server.service import RewardService
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -56,6 +57,7 @@ async def seed_session(_body: JsonObject, _judge: NemoJudge) -> dict[str, Any]:
 async def verify(body: JsonObject, request: Request, judge: NemoJudge, service: Service, caller: Caller) -> Response:
     """The request as it came, with `reward`, its components and figures. A sample without a score has
     `_ng_failure_class`, and `reward` is `invalid_reward` or null."""
+    spend(request, 1)
     return await while_connected(request, _verified(judge, service, body, caller.owner))
 
 

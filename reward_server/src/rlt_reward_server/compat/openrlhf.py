@@ -19,6 +19,7 @@ from rlt_reward_server.registry import Selection
 from rlt_reward_server.service import RewardService
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -55,6 +56,7 @@ async def get_reward(
     body: Queries, request: Request, judge: OpenRLHFJudge, service: Service, caller: Caller
 ) -> Rewards | Response:
     """Rewards of a list of queries, in order. Empty lists get empty lists."""
+    spend(request, len(body.query))
     return await while_connected(request, _rewards(judge, service, body, caller.owner))
 
 
@@ -63,6 +65,7 @@ async def get_reward_by_path_key(
     _key: PathKey, body: Queries, request: Request, judge: OpenRLHFJudge, service: Service, caller: Caller
 ) -> Rewards | Response:
     """The same with the key in the path: OpenRLHF sends no headers."""
+    spend(request, len(body.query))
     return await while_connected(request, _rewards(judge, service, body, caller.owner))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any
 
-from fastapi import Body
+from fastapi import Body, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlt_client.errors import APIError
@@ -23,6 +23,7 @@ from rlt_reward_server.compat.serving import Caller, CompatState, Service, judge
 from rlt_reward_server.registry import Selection
 from rlt_reward_server.service import RewardService
 from rlt_service.auth import requires
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -62,9 +63,10 @@ class Asked(BaseModel):
 
 @router.post("/submit_task", name="roll_submit_task")
 async def submit_task(
-    body: Submission, judge: RollJudge, service: Service, compat: CompatState, caller: Caller
+    body: Submission, request: Request, judge: RollJudge, service: Service, compat: CompatState, caller: Caller
 ) -> Submitted:
     """Begin to score one sample."""
+    spend(request, 1)
     samples = judge.read(service.registry, [_reading(judge, body)])
     leaks = judge.watch(samples)  # refused here, the trainer's log says why
     work = _score(judge, service, samples, leaks, owner=caller.owner, deadline_s=body.timeout or math.inf)

@@ -17,6 +17,7 @@ from rlt_reward_server.registry import Selection
 from rlt_reward_server.service import RewardService
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -38,6 +39,7 @@ async def reward(
     body: SlimeSample, request: Request, judge: SlimeJudge, service: Service, caller: Caller
 ) -> dict[str, float] | Response:
     """`reward`, and figures beside it that `--reward-key` may pick instead. The keys are always the same."""
+    spend(request, 1)
     return await while_connected(request, _reward(judge, service, body, caller.owner))
 
 
@@ -46,6 +48,7 @@ async def reward_by_path_key(
     _key: PathKey, body: SlimeSample, request: Request, judge: SlimeJudge, service: Service, caller: Caller
 ) -> dict[str, float] | Response:
     """The same with the key in the path: slime sends no headers."""
+    spend(request, 1)
     return await while_connected(request, _reward(judge, service, body, caller.owner))
 
 

@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from rlt_client._lanes import Lanes
+from rlt_client.bearer import Bearer, Key
 from rlt_client.errors import (
     APIError,
     DeadlineExceeded,
@@ -36,7 +37,7 @@ RETRIED: Final = (Overloaded, Unavailable, Timeout)
 class HTTP:
     """Args:
     base_url: where the service is, for example `http://127.0.0.1:8002`.
-    key: sent as a bearer token.
+    key: sent as a bearer token; what is called for it is called for each request, and again after a 401.
     deadline: seconds for one call with all its retries.
     patience: seconds within a call during which failures are retried; as long as the deadline if None.
     transport: replaces the network in tests.
@@ -46,7 +47,7 @@ class HTTP:
         self,
         base_url: str,
         *,
-        key: str | None = None,
+        key: Key | None = None,
         deadline: float = 600.0,
         patience: float | None = None,
         max_connections: int = 256,
@@ -57,7 +58,7 @@ class HTTP:
         self.patience = patience
         self._client = httpx.AsyncClient(
             base_url=base_url,
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            auth=Bearer(key) if key else None,
             timeout=httpx.Timeout(None, connect=10.0),  # the deadline bounds the rest
             transport=transport,
             mounts=_lanes(max_connections) if transport is None else None,

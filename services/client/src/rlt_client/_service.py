@@ -7,6 +7,7 @@ from typing import Self
 import httpx
 
 from rlt_client._http import HTTP
+from rlt_client.bearer import Key
 from rlt_client.schemas.common import Reply
 
 __all__ = ["ServiceClient"]
@@ -17,7 +18,7 @@ class ServiceClient:
 
     Args:
         base_url: where the service is, for example `http://127.0.0.1:8002`.
-        key: sent as a bearer token.
+        key: sent as a bearer token; a function is called for each request, and again after a 401.
         deadline: seconds for one call, with its retries of broken connections and of 429, 502, 503 and 504.
         patience: seconds of it during which those are retried, for callers that would rather know; all if left out.
         max_connections: open connections at most.
@@ -28,7 +29,7 @@ class ServiceClient:
         self,
         base_url: str,
         *,
-        key: str | None = None,
+        key: Key | None = None,
         deadline: float = 600.0,
         patience: float | None = None,
         max_connections: int = 256,

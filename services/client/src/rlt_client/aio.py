@@ -19,6 +19,7 @@ import httpx
 from rlt_client._batching import Batcher
 from rlt_client._service import ServiceClient
 from rlt_client._teacher import AsyncTeacherClient
+from rlt_client.bearer import Key
 from rlt_client.errors import DeadlineExceeded, InvalidRequest
 from rlt_client.schemas.common import FieldError, FormatRef, ModelRef, Reply
 from rlt_client.schemas.models import LoadedModelReply, LoadModel, ModelList, Role
@@ -80,7 +81,7 @@ class AsyncRewardClient(ServiceClient):
         self,
         base_url: str,
         *,
-        key: str | None = None,
+        key: Key | None = None,
         deadline: float = 600.0,
         patience: float | None = None,
         max_connections: int = 256,

@@ -29,9 +29,11 @@ from rlt_client.schemas.common import Problem
 from rlt_service import health, problems, telemetry
 from rlt_service.access import RequestLog
 from rlt_service.auth import PUBLIC_PATHS, Authenticator, is_public, undeclared_routes
+from rlt_service.key_files import observe_keys
 from rlt_service.keys import KeyStore
 from rlt_service.metrics import Metrics, http_observer
 from rlt_service.problems import MEDIA_TYPE, ProblemBodies
+from rlt_service.rates import RateLimiter
 from rlt_service.routing import StrictRoute
 from rlt_service.settings import ServerSettings
 
@@ -83,6 +85,8 @@ def create_app(
     )
     app.state.settings, app.state.metrics = settings, metrics
     app.state.auth = Authenticator.of(settings, keystore)
+    observe_keys(app.state.auth.store, metrics)
+    app.state.limiter = RateLimiter(metrics)
     problems.install(app)
     app.include_router(health.router(title, version, ready, metrics), responses={"5XX": _PROBLEM})
     for router in routers:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import structlog
@@ -25,15 +25,28 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from rlt_client.errors import Forbidden, Unauthorized
+from rlt_client.errors import Forbidden, Unauthorized, Unavailable
 from rlt_client.schemas.common import Scope
-from rlt_service.keys import KeyStore, StaticKeys, hash_token
+from rlt_service.key_files import KeyFiles
+from rlt_service.keys import KeyStore, hash_token
+from rlt_service.rates import NO_RATES, Rates
 from rlt_service.settings import ServerSettings
 
-__all__ = ["LOCAL", "PUBLIC_PATHS", "Authenticator", "Principal", "authenticate", "requires", "undeclared_routes"]
+__all__ = [
+    "LOCAL",
+    "PUBLIC_PATHS",
+    "Authenticator",
+    "Principal",
+    "authenticate",
+    "requires",
+    "still_allowed",
+    "undeclared_routes",
+]
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version", "/openapi.json"})
 """Paths that need no key."""
+
+MOST_DIGITS = 20  # of an id: what a signed 64-bit number has
 
 _HEADERS = ("authorization", "xrl-authorization")
 """The second is sent by ROLL, and by nobody else."""
@@ -48,6 +61,12 @@ class Principal:
     owner: str
     scopes: frozenset[Scope]
     key_id: str | None = None
+    rates: Rates = NO_RATES
+
+    @property
+    def counted_as(self) -> str:
+        """Whose requests count together: those of one key; callers without one are all the same."""
+        return self.key_id or self.owner
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.admin in self.scopes
@@ -64,8 +83,11 @@ class Authenticator:
     there are no keys at all: a token that is sent anyway cannot be wrong, and is not looked at.
     """
 
-    def __init__(self, store: KeyStore | None, *, anonymous: bool, loopback_only: bool) -> None:
+    def __init__(
+        self, store: KeyStore | None, *, anonymous: bool, loopback_only: bool, rates: Rates = NO_RATES
+    ) -> None:
         self.store = store
+        self.rates = rates
         self.anonymous = anonymous
         self.loopback_only = loopback_only
 
@@ -73,10 +95,10 @@ class Authenticator:
     def of(cls, settings: ServerSettings, store: KeyStore | None = None) -> Authenticator:
         """`store` replaces the keys of the settings; with a store, callers need a key unless `allow_anonymous`."""
         if store is None:
-            static = StaticKeys.read(settings.keys, settings.keys_file)
-            store = static if len(static) else None
-        open_to_all = settings.allow_anonymous
-        return cls(store, anonymous=open_to_all or store is None, loopback_only=not open_to_all)
+            files = KeyFiles.of(settings)
+            store = files if len(files) or files.watches else None
+        open_to_all, rates = settings.allow_anonymous, Rates.of_settings(settings)
+        return cls(store, anonymous=open_to_all or store is None, loopback_only=not open_to_all, rates=rates)
 
     async def principal(self, request: Request) -> Principal:
         """Raises `Unauthorized` without a key or with a wrong one."""
@@ -88,12 +110,12 @@ class Authenticator:
         key = await self.store.find(hash_token(token))
         if key is None or (in_path and not key.in_path):
             raise Unauthorized("no such key", type="unknown_key")
-        return Principal(key.owner, key.scopes, key.id)
+        return Principal(key.owner, key.scopes, key.id, Rates.of(key, self.rates))
 
     def _anonymous(self, request: Request) -> Principal:
         if self.loopback_only and not _is_local(request):
             raise Forbidden("this server has no keys and answers only its own machine", type="local_only")
-        return LOCAL
+        return replace(LOCAL, rates=self.rates)
 
 
 async def authenticate(request: Request) -> Principal:
@@ -104,8 +126,19 @@ async def authenticate(request: Request) -> Principal:
     authenticator: Authenticator = request.app.state.auth
     principal = await authenticator.principal(request)
     request.state.principal = principal
-    structlog.contextvars.bind_contextvars(owner=principal.owner)
+    structlog.contextvars.bind_contextvars(owner=principal.owner, **_ids(request))
     return principal
+
+
+async def still_allowed(request: Request, scope: Scope) -> bool:
+    """Whether a caller who was let in would be let in again: for replies without an end of their own."""
+    authenticator: Authenticator = request.app.state.auth
+    try:
+        return (await authenticator.principal(request)).allows(scope)
+    except Unavailable:  # the keys cannot be looked up now: nothing was taken back
+        return True
+    except (Unauthorized, Forbidden):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +152,12 @@ class _Requirement:
         if not principal.allows(self.scope):
             raise Forbidden(f"this needs a key with the scope `{self.scope}`", type="missing_scope")
         return principal
+
+
+def _ids(request: Request) -> dict[str, int]:
+    """What the path names by number, for log lines: `build_id`, `version_id`, …"""
+    named = ((name, str(value)) for name, value in request.path_params.items() if name.endswith("_id"))
+    return {name: int(value) for name, value in named if value.isdecimal() and len(value) < MOST_DIGITS}
 
 
 def requires(scope: Scope) -> Any:

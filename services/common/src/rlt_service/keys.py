@@ -2,9 +2,11 @@
 
 One key a line, in a file or (separated by ';') in a variable; `#` starts a comment:
 
-    OWNER  SCOPE[,SCOPE…]  sha256:HEX  [path]
+    OWNER  SCOPE[,SCOPE…]  sha256:HEX  [path]  [rate=100/minute]  [items=5000/minute]
 
-`path` marks a key that may also stand in a URL, for callers that can send no header.
+`path` marks a key that may also stand in a URL, for callers that can send no header. `rate` and `items` are how many
+requests, and how many explanations or samples in them, it may ask for in a second, minute, hour or day; without them
+the server's own limits hold.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from rlt_client.errors import RLTError
@@ -24,6 +25,7 @@ from rlt_client.schemas.common import Scope
 
 __all__ = [
     "OWNER_PATTERN",
+    "RATE_PATTERN",
     "TOKEN_PATTERN",
     "BadKeys",
     "ChainedKeys",
@@ -40,9 +42,12 @@ TOKEN_PATTERN = r"rlt_[a-z2-7]{52}"  # noqa: S105 the shape of tokens, not one
 
 OWNER_PATTERN = r"[\w.@+-]{1,64}"
 
+RATE_PATTERN = r"([1-9]\d{0,11})/(second|minute|hour|day)"
+
 _LINE = re.compile(
-    rf"(?P<owner>{OWNER_PATTERN})\s+(?P<scopes>[\w,]+)\s+sha256:(?P<hash>[0-9a-f]{{64}})(?P<path>\s+path)?"
+    rf"(?P<owner>{OWNER_PATTERN})\s+(?P<scopes>[\w,]+)\s+sha256:(?P<hash>[0-9a-f]{{64}})(?P<options>(\s+\S+)*)"
 )
+_OPTION = re.compile(rf"path|(?:rate|items)={RATE_PATTERN}")
 
 
 class BadKeys(RLTError):
@@ -56,6 +61,10 @@ class Key:
     owner: str
     scopes: frozenset[Scope]
     in_path: bool = False
+    rate: str | None = None
+    """Requests in a time, such as `100/minute`."""
+    items: str | None = None
+    """The same of what is in them."""
 
     @property
     def id(self) -> str:
@@ -65,7 +74,8 @@ class Key:
     def line(self) -> str:
         """This key as a line of a keys file."""
         scopes = ",".join(sorted(self.scopes))
-        return f"{self.owner} {scopes} sha256:{self.hash}" + (" path" if self.in_path else "")
+        options = [f"{name}={value}" for name in ("rate", "items") if (value := getattr(self, name))]
+        return " ".join([self.owner, scopes, f"sha256:{self.hash}", *["path"] * self.in_path, *options])
 
 
 class KeyStore(Protocol):
@@ -95,32 +105,27 @@ def parse_keys(text: str, source: str) -> list[Key]:
 
 def _parse_line(line: str, where: str) -> Key:
     match = _LINE.fullmatch(line)
-    if match is None:
-        raise BadKeys(f"{where}: want `OWNER SCOPE[,SCOPE] sha256:HEX [path]`; `rlt keys create` prints such a line")
+    options = match["options"].split() if match else []
+    if match is None or not all(map(_OPTION.fullmatch, options)) or len(set(_names(options))) < len(options):
+        shape = "OWNER SCOPE[,SCOPE] sha256:HEX [path] [rate=100/minute] [items=5000/minute]"
+        raise BadKeys(f"{where}: want `{shape}`; `rlt keys create` prints such a line")
     scopes = match["scopes"].split(",")
     unknown = sorted(set(scopes) - set(Scope))
     if unknown:
         raise BadKeys(f"{where}: no such scope: {', '.join(unknown)}; there are {', '.join(Scope)}")
-    return Key(match["hash"], match["owner"], frozenset(map(Scope, scopes)), in_path=match["path"] is not None)
+    rates = dict(option.split("=") for option in options if "=" in option)
+    return Key(match["hash"], match["owner"], frozenset(map(Scope, scopes)), "path" in options, **rates)
+
+
+def _names(options: Iterable[str]) -> list[str]:
+    return [option.partition("=")[0] for option in options]
 
 
 class StaticKeys:
-    """Keys that were read once, at start."""
+    """Keys that never change."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
-
-    @classmethod
-    def read(cls, inline: str, file: Path | None) -> StaticKeys:
-        """Keys of a variable and of a file. Raises `BadKeys`, also for a file that cannot be read."""
-        keys = parse_keys(inline, "keys")
-        if file is not None:
-            try:
-                keys += parse_keys(file.read_text(encoding="utf-8"), f"keys file {file}")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-                raise BadKeys(f"keys file {file}: {reason}") from error
-        return cls(keys)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -138,10 +143,10 @@ class ChainedKeys:
     """Asks several stores in turn."""
 
     def __init__(self, stores: Sequence[KeyStore]) -> None:
-        self._stores = stores
+        self.stores = stores
 
     async def find(self, token_hash: str) -> Key | None:
-        for store in self._stores:
+        for store in self.stores:
             key = await store.find(token_hash)
             if key is not None:
                 return key

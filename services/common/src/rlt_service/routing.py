@@ -63,7 +63,8 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            await authenticate(request)
+            caller = await authenticate(request)
+            request.app.state.limiter.request(caller.counted_as, caller.rates)
             return await handler(self.request_class(request.scope, request.receive))
 
         return handle

@@ -22,7 +22,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-__all__ = ["PathList", "ServerSettings", "StrList", "load"]
+from rlt_service.keys import RATE_PATTERN
+
+__all__ = ["PathList", "ServerSettings", "StrList", "load", "secret_file"]
 
 
 def _split(value: Any) -> Any:
@@ -54,6 +56,17 @@ class ServerSettings(BaseSettings):
     keys: str = Field("", description="keys, as the lines of a keys file separated by ';'")
     keys_file: Path | None = Field(None, description="file of keys, one a line, as `rlt keys create` prints them")
     allow_anonymous: bool = Field(False, description="serve callers without a key, on any address, with every scope")
+    rate_limit: str | None = Field(
+        None,
+        pattern=f"^{RATE_PATTERN}$",
+        description="requests of one key in a time, such as 100/minute, where its line says no `rate=`; no limit",
+    )
+    item_limit: str | None = Field(
+        None,
+        pattern=f"^{RATE_PATTERN}$",
+        description="explanations to score or samples to make of one key in a time, where its line says no `items=`; "
+        "no limit",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest request body; uploads have a limit of their own")
     allowed_roots: PathList = Field([], description="folders that requests may name paths in, separated by commas")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
@@ -79,6 +92,14 @@ def _secrets_dir() -> Path | None:
     """A folder that is missing would be warned about."""
     folder = Path(os.environ.get("RLT_SECRETS_DIR", "/run/secrets"))
     return folder if folder.is_dir() else None
+
+
+def secret_file(settings: type[ServerSettings], name: str) -> Path | None:
+    """The file that may hold this setting, if there is one: named like its variable, in whatever case."""
+    folder = _secrets_dir()
+    variable = f"{settings.model_config.get('env_prefix') or ''}{name}".lower()
+    files = folder.iterdir() if folder else ()
+    return next((file for file in files if file.name.lower() == variable and file.is_file()), None)
 
 
 def _lines(settings: type[ServerSettings], error: ValidationError) -> Iterator[str]:

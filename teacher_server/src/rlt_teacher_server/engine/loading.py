@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rlt_service.secret_files import secret
 from rlt_teacher_server.engine.base import Engine, FullWeights
 from rlt_teacher_server.engine.pool import PoolOptions
 from rlt_teacher_server.launch.command import Flags
@@ -93,7 +94,7 @@ def _remote(address: str, settings: Settings, model: TeacherModel, probe: list[i
         weights=FullWeights(model.ref.revision, model.folder),
         model=settings.engine_model,
         eos_token_ids=model.eos_token_ids,
-        key=settings.engine_key.get_secret_value() if settings.engine_key else None,
+        key=secret(settings, "engine_key"),
         concurrency=settings.engine_concurrency,
         timeout=settings.engine_timeout_s,
     )

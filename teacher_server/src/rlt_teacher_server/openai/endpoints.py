@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from rlt_client.schemas.common import Scope
 from rlt_service.auth import requires
 from rlt_service.callers import while_connected
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 from rlt_service.sse import EventStreamResponse
 from rlt_teacher_server.openai.reading import read
@@ -41,6 +42,7 @@ Chat = Annotated[ChatService, Depends(_chat)]
 async def chat_completions(body: ChatRequest, request: Request, service: Chat) -> ChatCompletion | Response:
     """Explanations in OpenAI's shape: the messages are the question (`user`) and its solution (`assistant`)."""
     asked = read(body)
+    spend(request, asked.explain.n)
     if not asked.explain.stream:
         return await while_connected(request, service.complete(asked))
     opened = await while_connected(request, service.stream(asked))

@@ -25,6 +25,7 @@ CODES: Final = {
     "policy_not_found": "model_not_found",
     "context_overflow": "context_length_exceeded",
     "overloaded": "rate_limit_exceeded",
+    "rate_limited": "rate_limit_exceeded",
 }
 """Names that programs branch on, where OpenAI has one of its own; else the platform's."""
 CALLERS_DOING: Final = {"context_overflow", "unknown_token", "engine_refused"}

@@ -27,6 +27,7 @@ from rlt_jobs.builds.sources.rows import START, SourceError
 from rlt_jobs.database import Database
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
+from rlt_service.secret_files import secret
 
 __all__ = ["DryRunner", "render"]
 
@@ -125,9 +126,8 @@ class DryRunner:
             return await asyncio.gather(*(_measure(teacher, request, problem) for problem in shown))
 
     def _client(self) -> AsyncTeacherClient:
-        key = self._settings.teacher_key
-        secret = key.get_secret_value() if key else None
-        return AsyncTeacherClient(self._settings.teacher_url, key=secret, deadline=ASK_SECONDS, patience=0)
+        key = secret(self._settings, "teacher_key")
+        return AsyncTeacherClient(self._settings.teacher_url, key=key, deadline=ASK_SECONDS, patience=0)
 
     def _format(self, request: BuildRequest, replies: Sequence[ExplainResponse | None]) -> Format:
         formats = load_formats(self._settings.formats)

@@ -16,7 +16,7 @@ from rlt_jobs.parameters import BuildId, Caller
 from rlt_service.auth import requires
 from rlt_service.draining import is_closing
 from rlt_service.routing import Router
-from rlt_service.sse import EventStreamResponse
+from rlt_service.sse import EventStreamResponse, while_allowed
 
 __all__ = ["router"]
 
@@ -64,9 +64,10 @@ def router(reports: Reports, retries: Retries, streams: Streams) -> Router:
     ) -> EventStreamResponse:
         """Server-sent events: `progress` when the build has changed, at most each second; `event`; `done` at the end.
 
-        It ends without `done` where the server stops.
+        It ends without `done` where the server stops, or the key is taken back.
         """
         watching = await streams.watch(caller.owner, build_id, last_event)
-        return EventStreamResponse(watching, watching.frames(lambda: is_closing(request.scope)))
+        frames = watching.frames(lambda: is_closing(request.scope))
+        return EventStreamResponse(watching, while_allowed(request, Scope.build, frames))
 
     return routes

@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from rlt_client.bearer import Key
 from rlt_client.errors import InvalidRequest, ItemError, Unavailable
 from rlt_teacher_server.engine import wire
 from rlt_teacher_server.engine.base import (
@@ -69,7 +70,7 @@ class VLLMEngine:
         weights: FullWeights | None = None,
         model: str | None = None,
         eos_token_ids: tuple[int, ...] = (),
-        key: str | None = None,
+        key: Key | None = None,
         concurrency: int = 512,
         timeout: float = 1800.0,
         transport: httpx.AsyncBaseTransport | None = None,

@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from rlt_client.bearer import Bearer, Key
 from rlt_client.errors import Unavailable
 from rlt_teacher_server.engine import wire
 from rlt_teacher_server.engine.vllm.direct import Direct
@@ -54,11 +55,12 @@ class Server:
     transport: replaces the network in tests.
     """
 
-    def __init__(self, address: str, *, key: str | None, transport: httpx.AsyncBaseTransport | None) -> None:
+    def __init__(self, address: str, *, key: Key | None, transport: httpx.AsyncBaseTransport | None) -> None:
         socket = Path(address.removeprefix(UNIX)) if address.startswith(UNIX) else None
         self._http = httpx.AsyncClient(
             base_url="http://vllm" if socket else address,
-            headers=HEADERS | ({"authorization": f"Bearer {key}"} if key else {}),
+            headers=HEADERS,
+            auth=Bearer(key) if key else None,
             timeout=httpx.Timeout(None, connect=CONNECT_S),  # what else takes how long is said at each call
             transport=transport or Direct(socket),
         )
