@@ -35,7 +35,7 @@ async def test_the_state_of_the_work_is_asked_of_the_database(
     async with services.database.begin() as session:
         await session.execute(update(Build).where(Build.id == build_id).values(stalled_at=Build.created_at))
     metrics = Metrics()
-    backlog = Backlog(metrics, services.database)
+    backlog = Backlog(metrics, services.database, services.store)
     await backlog.refresh()
     seen = metrics.registry
     assert (value(seen, "builds", state="running"), value(seen, "builds", state="paused")) == (1, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -19,6 +18,8 @@ from rlt_jobs.builds.retry import Retries
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.builds.streaming import Streams
 from rlt_jobs.database import Database
+from rlt_jobs.health import endpoints as health_endpoints
+from rlt_jobs.health.service import HealthService, store_health
 from rlt_jobs.keys import DatabaseKeys
 from rlt_jobs.metrics import Backlog
 from rlt_jobs.schema import State
@@ -27,16 +28,15 @@ from rlt_jobs.store import delete_endpoints, downloads
 from rlt_jobs.store import endpoints as store_endpoints
 from rlt_jobs.store.deleting import Deletions
 from rlt_jobs.store.exporting import ExportService
-from rlt_jobs.store.files import Store, StoreUnavailable
+from rlt_jobs.store.files import Store
 from rlt_jobs.store.service import StoreService
 from rlt_service.app import create_app
 from rlt_service.health import Check
-from rlt_service.keys import ChainedKeys, KeyStore, StaticKeys
+from rlt_service.key_files import KeyFiles
+from rlt_service.keys import ChainedKeys, KeyStore
 from rlt_service.metrics import Metrics
 
 __all__ = ["build"]
-
-STORE_SECONDS = 5.0  # a probe that hangs longer than an orchestrator waits is a failed one
 
 
 def build(settings: Settings) -> FastAPI:
@@ -56,7 +56,7 @@ def build(settings: Settings) -> FastAPI:
 
     builds = BuildService(settings, database, store)
     metrics = Metrics()
-    metrics.refresh = Backlog(metrics, database).refresh
+    metrics.refresh = Backlog(metrics, database, store).refresh
     return create_app(
         title="rlt-jobs",
         version=version("rlt-jobs"),
@@ -70,6 +70,7 @@ def build(settings: Settings) -> FastAPI:
             store_endpoints.router(StoreService(settings, database, store)),
             delete_endpoints.router(Deletions(database)),
             downloads.router(exports),
+            health_endpoints.router(HealthService(settings, database, store)),
         ],
         lifespan=lifespan,
         ready=ready,
@@ -83,7 +84,7 @@ def _keystore(settings: Settings, database: Database) -> KeyStore | None:
     """Keys of the settings, then, where asked for, those of the database; None leaves it to the settings."""
     if not settings.database_keys:
         return None
-    return ChainedKeys([StaticKeys.read(settings.keys, settings.keys_file), DatabaseKeys(database)])
+    return ChainedKeys([KeyFiles.of(settings), DatabaseKeys(database)])
 
 
 async def _database_check(database: Database) -> Check:
@@ -95,11 +96,5 @@ async def _database_check(database: Database) -> Check:
 
 
 async def _store_check(store: Store) -> Check:
-    try:
-        async with asyncio.timeout(STORE_SECONDS):
-            await asyncio.to_thread(store.probe)
-    except StoreUnavailable as error:
-        return Check(ok=False, detail=error.detail)
-    except TimeoutError:
-        return Check(ok=False, detail=f"{store.url} does not answer")
-    return Check(ok=True, detail=store.url)
+    health = await store_health(store)
+    return Check(ok=health.ok, detail=health.detail)

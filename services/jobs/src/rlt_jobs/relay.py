@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from prometheus_client import start_http_server
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,12 +23,15 @@ from rlt_jobs.builds import lifecycle
 from rlt_jobs.celery_app import CANARY, depth, make_celery, send
 from rlt_jobs.database import Database
 from rlt_jobs.leases import reap
+from rlt_jobs.metrics import RelayMetrics
 from rlt_jobs.outbox import Message, Queue
 from rlt_jobs.ringing import ring_stalled, unattended
 from rlt_jobs.schema import until_current
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.sweep import sweep
+from rlt_service.logs import bound
+from rlt_service.metrics import Metrics
 
 __all__ = ["Relay", "run"]
 
@@ -43,7 +47,10 @@ PAUSE_AFTER_FAILURE = 2.0
 class Relay:
     """The loops, one method each; a test calls them one at a time."""
 
-    def __init__(self, settings: Settings, database: Database, celery: Celery) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, celery: Celery, metrics: RelayMetrics | None = None
+    ) -> None:
+        self.metrics = metrics or RelayMetrics(Metrics())
         self._settings = settings
         self._database = database
         self._celery = celery
@@ -56,6 +63,7 @@ class Relay:
 
     async def _send(self, message: Message) -> None:
         await asyncio.to_thread(send, self._celery, message)
+        self.metrics.messages.labels(message.queue.value).inc()
 
     async def reap(self) -> None:
         """End expired leases, ring for what nobody took, close builds that have ended."""
@@ -63,10 +71,11 @@ class Relay:
         async with self._database.begin() as session:
             if not await _alone(session, REAP_LOCK):
                 return
-            await reap(session, max_barren=self._settings.max_barren)
+            reaped = await reap(session, max_barren=self._settings.max_barren)
             if waiting < BATCH:  # a long queue has forgotten nothing; ringing again would only lengthen it
                 await unattended(session, seconds=self._settings.reconcile_seconds, limit=BATCH - waiting)
             await lifecycle.settle_all(session)
+        self.metrics.reaped.inc(reaped)
 
     async def sweep(self) -> None:
         """Remove what was deleted and kept long enough, and files that nobody reads."""
@@ -88,13 +97,32 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. A database or broker that is away is waited for."""
         settings = self._settings
-        await asyncio.gather(
-            _repeat(stop, settings.relay_seconds, self._drain),
-            _repeat(stop, settings.reap_seconds, self.reap),
-            _repeat(stop, settings.probe_seconds, self.probe),
-            _repeat(stop, settings.canary_seconds, self.canary),
-            _repeat(stop, settings.sweep_seconds, self.sweep),
-        )
+        loops: dict[str, tuple[float, Callable[[], Awaitable[object]]]] = {
+            "relay": (settings.relay_seconds, self._drain),
+            "reap": (settings.reap_seconds, self.reap),
+            "probe": (settings.probe_seconds, self.probe),
+            "canary": (settings.canary_seconds, self.canary),
+            "sweep": (settings.sweep_seconds, self.sweep),
+        }
+        await asyncio.gather(*(self._repeat(stop, name, *loop) for name, loop in loops.items()))
+
+    async def _repeat(
+        self, stop: asyncio.Event, name: str, seconds: float, act: Callable[[], Awaitable[object]]
+    ) -> None:
+        """A loop that ended would stop every build without a word: whatever a round fails of, there is a next."""
+        while not stop.is_set():
+            pause = seconds
+            try:
+                with bound(loop=name):
+                    await act()
+                self.metrics.round.labels(name).set_to_current_time()
+            except Exception as error:
+                self.metrics.failures.labels(name).inc()
+                _tell(name, error)
+                pause = max(seconds, PAUSE_AFTER_FAILURE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await stop.wait()
 
     async def _drain(self) -> None:
         while await self.relay() == BATCH:
@@ -108,20 +136,11 @@ async def _alone(session: AsyncSession, lock: int) -> bool:
     return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
 
 
-async def _repeat(stop: asyncio.Event, seconds: float, act: Callable[[], Awaitable[object]]) -> None:
-    while not stop.is_set():
-        pause = seconds
-        try:
-            await act()
-        except (Unavailable, OperationalError) as error:
-            log.warning("waiting: %s", error)
-            pause = max(seconds, PAUSE_AFTER_FAILURE)
-        except Exception:  # a loop that ends would stop every build without a word
-            log.exception("failed; tried again")
-            pause = max(seconds, PAUSE_AFTER_FAILURE)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await stop.wait()
+def _tell(loop: str, error: Exception) -> None:
+    if isinstance(error, Unavailable | OperationalError):
+        log.warning("waiting: %s", error, extra={"loop": loop})
+    else:
+        log.error("failed; tried again", exc_info=error, extra={"loop": loop})
 
 
 async def run(settings: Settings) -> None:
@@ -132,6 +151,10 @@ async def run(settings: Settings) -> None:
     database = Database(settings.database_url, name="rlt-jobs relay", pool=5)
     try:
         await until_current(database, stop)
-        await Relay(settings, database, make_celery(settings)).run(stop)
+        metrics = Metrics()
+        relay = Relay(settings, database, make_celery(settings), RelayMetrics(metrics))
+        if settings.metrics_port is not None:
+            start_http_server(settings.metrics_port, registry=metrics.registry)
+        await relay.run(stop)
     finally:
         await database.close()

@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -23,15 +24,18 @@ from rlt_jobs.database import Database
 from rlt_jobs.metrics import forget_dead_processes, serve_worker
 from rlt_jobs.outbox import Queue
 from rlt_jobs.ringing import IMPORT, PUBLISH, SHARD
+from rlt_jobs.schema import until_current
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_jobs.store.publish import publish
-from rlt_service import logs
+from rlt_service import logs, telemetry
+from rlt_service.secret_files import secret
 
 __all__ = ["make_worker", "run"]
 
 log = logging.getLogger(__name__)
 
+NAME = "rlt-jobs worker"
 HEARTBEAT_FILE_SECONDS = 10.0
 POOL = 6  # connections a process: control, claims, and flushes and seals of a few shards at once
 
@@ -64,17 +68,17 @@ class Runtime:
 
     async def _with_services(self, act: Callable[[Services], Awaitable[None]]) -> None:
         if self._services is None:
+            telemetry.start(NAME, version("rlt-jobs"))  # not earlier: its thread does not live through a fork
             self._services = self._open()
         await act(self._services)
 
     def _open(self) -> Services:
         settings = self._settings
         deadline, patience = settings.request_seconds, settings.patience_seconds
-        teacher_key = settings.teacher_key.get_secret_value() if settings.teacher_key else None
-        reward_key = settings.reward_key.get_secret_value() if settings.reward_key else None
+        teacher_key, reward_key = secret(settings, "teacher_key"), secret(settings, "reward_key")
         return Services(
             settings=settings,
-            database=Database(settings.database_url, name="rlt-jobs worker", pool=POOL),
+            database=Database(settings.database_url, name=NAME, pool=POOL),
             store=Store(settings.store, endpoint_url=settings.store_endpoint),
             teacher=AsyncTeacherClient(settings.teacher_url, key=teacher_key, deadline=deadline, patience=patience),
             reward=AsyncRewardClient(settings.reward_url, key=reward_key, deadline=deadline, patience=patience),
@@ -130,16 +134,28 @@ def _heartbeat(settings: Settings) -> type[bootsteps.StartStopStep]:
     return Heartbeat
 
 
+async def _wait_for_schema(settings: Settings) -> None:
+    """A worker that took work from an older schema would fail at it, five times in a row for good."""
+    database = Database(settings.database_url, name="rlt-jobs worker", pool=1)
+    try:
+        await until_current(database)
+    finally:
+        await database.close()
+
+
 def run(settings: Settings) -> None:
     """The process: until SIGTERM, which makes running tasks give their leases back, then ends."""
 
     def configure(**_: Any) -> None:
-        logs.configure(settings.log_level, settings.log_format)
+        logs.configure(settings.log_level, settings.log_format, service=NAME)
 
     signals.setup_logging.connect(configure, weak=False)
+    signals.worker_process_shutdown.connect(lambda **_: telemetry.stop(), weak=False)
     if settings.metrics_port is not None:
         serve_worker(settings.metrics_port)
         signals.worker_process_init.connect(lambda **_: forget_dead_processes(), weak=False)
+    configure()  # Celery asks for it later than this waits
+    asyncio.run(_wait_for_schema(settings))
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     queues = ",".join(queue.value for queue in Queue)
     make_worker(settings).worker_main(["worker", "--queues", queues, "--loglevel", settings.log_level, *quiet])

@@ -54,5 +54,8 @@ class Backend(Protocol):
     def probe(self) -> None:
         """Raises OSError if nothing could be written now."""
 
+    def room(self) -> tuple[int, int] | None:
+        """Bytes free and in all, where the place has an end."""
+
     def local(self, uri: str, /) -> Path | None:
         """The file's own path, where it has one."""

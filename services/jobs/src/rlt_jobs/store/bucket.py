@@ -127,6 +127,9 @@ class Bucket:
                 return False
         return True
 
+    def room(self) -> None:
+        return None
+
     def probe(self) -> None:
         """Only whether the bucket answers: a write a look would cost money."""
         if not self.there():

@@ -194,6 +194,11 @@ class Store:
         with self._to_write(self.url):
             self._backend.probe()
 
+    def room(self) -> tuple[int | None, int | None]:
+        """Bytes free and in all of the disk under a folder; None of S3, which has no end."""
+        with self._to_write(self.url):
+            return self._backend.room() or (None, None)
+
     def local(self, uri: str) -> Path | None:
         """The file's own path, where the store is a folder."""
         with self._to_read(uri):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,11 @@ class Folder:
 
     def there(self) -> bool:
         return self._root.is_dir()
+
+    def room(self) -> tuple[int, int] | None:
+        _make(self._root)
+        usage = shutil.disk_usage(self._root)
+        return usage.free, usage.total
 
     def probe(self) -> None:
         """Writes and removes a byte: a full disk, one that became read-only and a lost mount all show in that."""
