@@ -114,8 +114,10 @@ def _fetch(api: HfApi, models: Path, source: Source, info: ModelInfo) -> Path:
     if not folder.exists():
         sizes = _sizes(source, info)
         _check_room(models, source, sum(sizes.values()))
-        wanted = {"allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED)}
-        api.snapshot_download(source.name, revision=info.sha, local_dir=part, **wanted)
+        kinds, others = list(PATTERNS), list(IGNORED)
+        api.snapshot_download(
+            source.name, revision=info.sha, local_dir=part, allow_patterns=kinds, ignore_patterns=others
+        )
         _check_whole(part, source, sizes)
         shutil.rmtree(part / ".cache", ignore_errors=True)  # the hub's notes on a download under way
         (part / ASKED).touch()
