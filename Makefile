@@ -80,7 +80,7 @@ types: setup
 	@$(PY) -m mypy
 
 lock: ## resolve requirements/*.in again (needs uv)
-	requirements/lock.sh dev engine clients fp8
+	requirements/lock.sh dev engine clients fp8 audit build jobs reward teacher trainer
 
 clean: ## remove what was made in this checkout; the user cache stays
 	rm -rf .venv .engine .clients .fp8 .rlt .rlt-demo .rlt-paper .mypy_cache .ruff_cache .pytest_cache .hypothesis
