@@ -28,6 +28,7 @@ __all__ = ["config", "current", "main", "move", "parser", "print_sql", "upgrade"
 log = logging.getLogger(__name__)
 
 LOCK = 0x524C54_01  # "RLT": an advisory lock of our own
+LOCK_MS = 3_000  # what waits for a table's lock holds up whoever comes after it; it is given up and tried again
 PAUSE = 1.0  # before a lock that others hold is asked for again: they take their turn meanwhile
 PATIENCE = 300.0  # seconds for such a lock: a transaction of ours takes seconds, somebody's psql perhaps for ever
 
@@ -36,11 +37,11 @@ class CannotMigrate(RLTError):
     """With the words for whoever runs it."""
 
 
-def config(url: str, *, accept_loss: bool = False, output: TextIO = sys.stdout) -> Config:
+def config(url: str, *, accept_loss: bool = False, output: TextIO | None = None) -> Config:
     """Alembic's configuration for the database at `url`. SQL that is only printed goes to `output`."""
-    made = Config(output_buffer=output)
+    made = Config(output_buffer=output or sys.stdout)
     made.set_main_option("script_location", str(resources.files("rlt_jobs") / "migrations"))
-    made.attributes.update(url=url, accept_loss=accept_loss)
+    made.attributes.update(url=url, accept_loss=accept_loss, lock_ms=LOCK_MS)
     return made
 
 
@@ -65,7 +66,7 @@ def move(url: str, revision: str, *, accept_loss: bool = False) -> None:
         _insist(lambda: step(config(url, accept_loss=accept_loss), revision))
 
 
-def print_sql(url: str, revision: str, output: TextIO = sys.stdout) -> None:
+def print_sql(url: str, revision: str, output: TextIO | None = None) -> None:
     """What `move` would run, for whoever wants to read it first. Changes nothing."""
     now = current(url)
     step = command.downgrade if _is_back(now, revision) else command.upgrade

@@ -12,8 +12,6 @@ from sqlalchemy.pool import NullPool
 from rlt_jobs.tables import metadata
 
 PARTITION = re.compile(r"(samples|scores)_p\d\d")
-# One that waits for its lock holds up everybody who comes after it; it is given up and tried again (rlt_jobs.migrate).
-LOCK_MS = 3_000
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -42,11 +40,9 @@ def print_sql() -> None:
 if context.is_offline_mode():
     print_sql()
 else:
-    engine = create_engine(
-        context.config.attributes["url"],
-        poolclass=NullPool,
-        connect_args={"options": f"-c lock_timeout={LOCK_MS}", "application_name": "rlt-jobs migrate"},
-    )
+    given = context.config.attributes
+    options = {"options": f"-c lock_timeout={given['lock_ms']}", "application_name": "rlt-jobs migrate"}
+    engine = create_engine(given["url"], poolclass=NullPool, connect_args=options)
     with engine.connect() as connection:
         migrate(connection)
         connection.commit()
