@@ -93,6 +93,13 @@ async def test_without_keys_others_are_refused_however_the_app_is_run(build: Any
         refused(await http.post("/echo", json={"items": []}), 403, "local_only")
 
 
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP"])
+async def test_without_keys_a_proxy_on_this_machine_opens_nothing(build: Any, header: str) -> None:
+    """nginx passes requests on with `Host: 127.0.0.1:8002`, wherever they come from."""
+    async with asgi(build(settings={"keys": ""}), "http://127.0.0.1:8002") as http:
+        refused(await http.post("/echo", json={"items": []}, headers={header: "for=203.0.113.9"}), 403, "local_only")
+
+
 @pytest.mark.parametrize(
     "host", ["http://localhost:8002", "http://127.0.0.1", "http://[::1]:8002", "http://rlt.localhost"]
 )

@@ -81,6 +81,7 @@ def create_app(
         telemetry=telemetry.config(),
         docs_url=None,  # both pages load their scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # it would send callers, with their keys, to whatever host and scheme it was called by
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings, app.state.metrics = settings, metrics

@@ -38,6 +38,7 @@ __all__ = [
     "Authenticator",
     "Principal",
     "authenticate",
+    "declared_scopes",
     "requires",
     "still_allowed",
     "undeclared_routes",
@@ -50,6 +51,9 @@ MOST_DIGITS = 20  # of an id: what a signed 64-bit number has
 
 _HEADERS = ("authorization", "xrl-authorization")
 """The second is sent by ROLL, and by nobody else."""
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+"""What proxies add to say whom they ask for."""
 
 _BEARER = HTTPBearer(auto_error=False, description="A key made by `rlt keys create`")
 
@@ -70,6 +74,11 @@ class Principal:
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.admin in self.scopes
+
+    def demand(self, scope: Scope) -> None:
+        """Raises `Forbidden` (missing_scope)."""
+        if not self.allows(scope):
+            raise Forbidden(f"this needs a key with the scope `{scope}`", type="missing_scope")
 
 
 LOCAL = Principal("local", frozenset(Scope))
@@ -149,8 +158,7 @@ class _Requirement:
         self, request: Request, _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> Principal:
         principal = await authenticate(request)
-        if not principal.allows(self.scope):
-            raise Forbidden(f"this needs a key with the scope `{self.scope}`", type="missing_scope")
+        principal.demand(self.scope)
         return principal
 
 
@@ -181,7 +189,11 @@ def is_public(route: RouteContext) -> bool:
 
 def _declares_scope(route: RouteContext) -> bool:
     dependant = getattr(route, "dependant", None)
-    return isinstance(dependant, Dependant) and any(isinstance(call, _Requirement) for call in _calls(dependant))
+    return isinstance(dependant, Dependant) and bool(declared_scopes(dependant))
+
+
+def declared_scopes(dependant: Dependant) -> frozenset[Scope]:
+    return frozenset(call.scope for call in _calls(dependant) if isinstance(call, _Requirement))
 
 
 def _calls(dependant: Dependant) -> Iterator[object]:
@@ -200,7 +212,10 @@ def _token(request: Request) -> tuple[str | None, bool]:
 
 
 def _is_local(request: Request) -> bool:
-    """Reached over loopback, and not under a name from outside (a web page may point its own name at 127.0.0.1)."""
+    """Reached over loopback, and not under a name from outside (a web page may point its own name at 127.0.0.1), nor
+    for somebody else: a proxy on this machine passes on what comes from outside, often under the name `localhost`."""
+    if any(header in request.headers for header in _FORWARDED):
+        return False
     server = request.scope.get("server")
     name = request.url.hostname or ""
     named_inside = "." not in name or name.endswith(".localhost") or _loopback(name) is not None

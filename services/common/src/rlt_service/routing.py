@@ -1,4 +1,4 @@
-"""Routes of the servers: the key is checked before the body is read, and JSON is read strictly.
+"""Routes of the servers: key, scope and rate are checked before the body is read, and JSON is read strictly.
 
 `Router` is FastAPI's `APIRouter` with these routes. NaN, Infinity, lone surrogates and nesting deeper than 200 are
 not JSON and are refused; `Router(route_class=LenientRoute)` lets NaN and Infinity through, for protocols whose
@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar
 
+import fastapi.routing
 import pydantic_core
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
 from rlt_client.errors import APIError, InvalidRequest
 from rlt_client.schemas.common import FieldError
-from rlt_service.auth import authenticate
+from rlt_service.auth import authenticate, declared_scopes
 from rlt_service.pointers import pointer
 
 __all__ = ["LenientRoute", "MalformedRequest", "RefusedBody", "Router", "StrictRoute"]
@@ -60,14 +61,24 @@ class StrictRoute(APIRoute):
     request_class: ClassVar[type[Request]] = _JSONRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
+        handler, scopes = super().get_route_handler(), declared_scopes(_effective(self).dependant)
 
         async def handle(request: Request) -> Response:
             caller = await authenticate(request)
+            for scope in scopes:
+                caller.demand(scope)
             request.app.state.limiter.request(caller.counted_as, caller.rates)
             return await handler(self.request_class(request.scope, request.receive))
 
         return handle
+
+
+def _effective(route: APIRoute) -> APIRoute:
+    """The route with what the routers around it add. FastAPI makes a handler for each place where a route is included
+    and tells it which only in this private way; without it, scopes of routers are demanded after the body is read."""
+    context = getattr(fastapi.routing, "_effective_route_context_var", None)
+    found = context.get() if context is not None else None
+    return found if found is not None and found.original_route is route else route
 
 
 class LenientRoute(StrictRoute):

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rlt_client.errors import RLTError
 from rlt_service import logs, telemetry
 from rlt_service.auth import Authenticator
+from rlt_service.connections import BoundedProtocol
 from rlt_service.draining import Drainable, DrainingServer
 from rlt_service.settings import ServerSettings
 
@@ -100,6 +101,9 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         app,
         backlog=BACKLOG,
         lifespan="on",
+        http=BoundedProtocol,
+        ws="none",
+        proxy_headers=False,  # nothing is decided by what they say
         log_config=None,
         access_log=False,
         server_header=False,

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from rlt_service.connections import BoundedProtocol
 from rlt_service.server import BACKLOG, Startup, listen
 
 __all__ = ["running"]
@@ -32,7 +33,16 @@ def running(app: FastAPI | Callable[[], ASGIApp]) -> Iterator[str]:
     """
     startup = Startup(app if isinstance(app, FastAPI) else app())
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(startup, lifespan="on", log_config=None, access_log=False, backlog=BACKLOG)
+        config = uvicorn.Config(
+            startup,
+            lifespan="on",
+            http=BoundedProtocol,
+            ws="none",
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            backlog=BACKLOG,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=_run, args=(server, listener), daemon=True)
         thread.start()
