@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos lint format types lock clean
+.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos compose-test lint format types lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-builds: setup ## what builds cost at size, the database alone and end to e
 
 chaos: setup ## builds while everything is killed at random; SEED=… repeats a run, RUNS=… makes more (a minute each)
 	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --runs $(or $(RUNS),1)
+
+compose-test: setup ## every image built, the stack brought up, used, attacked, killed and restarted; ARGS=--no-build takes what is there
+	PYTHONPATH=tests $(PY) -m compose $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

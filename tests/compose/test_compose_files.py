@@ -221,7 +221,7 @@ def test_every_variable_is_explained() -> None:
 # The proxy
 
 ROUTE = re.compile(r"@(\w+) path (.*)")
-OWN = {"/livez", "/readyz", "/metrics", "/version"}
+OWN = {"/livez", "/readyz", "/metrics", "/version", "/health/details"}
 
 
 def _server_of(path: str) -> str | None:
