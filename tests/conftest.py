@@ -11,25 +11,16 @@ pytest_plugins = [
     "plugins.bucket",
     "plugins.engine",
     "plugins.policies",
+    "plugins.heap",
     "plugins.hostile",
+    "plugins.logs",
     "plugins.training",
+    "plugins.traces",
 ]
-
-STARTED_ONCE = {"contract", "integration", "reward_server"}  # folders whose tests share vLLM, a stack, scored models
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Which tests stay in one process: those of a file, or of a folder that starts something once.
+    from plugins.order import LongestFirst
 
-    Not `--dist loadgroup`: pytest-xdist 3.8 marks groups in node ids, which pytest 9.2 does not let it change.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            folder = file.split("/")[-2]
-            return folder if folder in STARTED_ONCE else file
-
-    return Scheduling(config, log)
+    return LongestFirst(config, log)

@@ -1,0 +1,59 @@
+"""Which tests stay in one process, and which process begins with what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    import pytest
+    from xdist.workermanage import WorkerController
+
+STARTED_ONCE = {"contract", "integration", "reward_server"}  # folders whose tests share vLLM, a stack, scored models
+TEST_S = 0.15  # a test as most are
+
+# Seconds on two quiet cores of those that take long for their number of tests, to some ten percent. A long group that
+# is begun last leaves the other core with nothing to do.
+LONG = {
+    "reward_server": 300,
+    "contract": 110,
+    "integration": 90,
+    "tests/chaos/test_quick.py": 35,
+    "tests/jobs/test_whole.py": 25,
+    "tests/reward_server/compat/test_own_clients.py": 30,
+    "tests/reward_server/compat/test_pages.py": 21,
+    "tests/teacher_server/test_launch.py": 22,
+    "tests/common/test_server.py": 18,
+    "tests/client/integrations/test_trl_run.py": 10,
+}
+
+
+class LongestFirst(LoadScopeScheduling):
+    """A group of tests goes to one process: the tests of a file, or of a folder that starts something once.
+
+    Not `--dist loadgroup`: pytest-xdist 3.8 marks groups in node ids, which pytest 9.2 does not let it change.
+    """
+
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        longest = max(self.workqueue, key=lambda name: seconds(name, len(self.workqueue[name])))
+        self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
+
+
+def group(nodeid: str) -> str:
+    """Folder or file."""
+    file = nodeid.partition("::")[0]
+    folder = file.split("/")[-2]
+    return folder if folder in STARTED_ONCE else file
+
+
+def seconds(name: str, tests: int) -> float:
+    """How long a group will take."""
+    return LONG.get(name, TEST_S * tests)
