@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
-from rlt_client.cli import build, data, explain, models, policies, score
+from rlt_client.cli import build, data, doctor, explain, models, policies, score
 from rlt_client.cli.errors import told_in_a_line
 
 GROUP = "rlt.commands"
@@ -31,7 +31,7 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,  # what users can mend is told in a line; a bug keeps Python's own traceback
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (explain, score, build, data, models, policies):
+    for module in (explain, score, build, data, models, policies, doctor):
         module.register(app)
     for plugin in sorted(entry_points(group=GROUP), key=lambda each: each.name):
         add_plugin(app, plugin)
