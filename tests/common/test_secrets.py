@@ -68,6 +68,15 @@ def test_databases_and_the_jobs_service_know_the_same_passwords(folder):
     assert text(folder, "redis/redis.conf") == f"requirepass {broker.password}"
 
 
+def test_the_object_store_takes_the_credentials_of_the_jobs_service(folder, monkeypatch):
+    botocore = pytest.importorskip("botocore.session")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "jobs" / "aws_credentials"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    found = botocore.Session().get_credentials()
+    assert (found.access_key, found.secret_key) == (text(folder, "s3/user"), text(folder, "s3/password"))
+
+
 def test_the_servers_read_what_was_made(folder, monkeypatch):
     monkeypatch.setenv("RLT_SECRETS_DIR", str(folder / "jobs"))
     jobs = load(JobsSettings, [])

@@ -64,7 +64,8 @@ CALLS: dict[str, list[tuple[str, str, str, int]]] = {  # method, URL, key (a sec
     ],
 }
 OWN: dict[str, set[str]] = {
-    "jobs": {f"rlt_jobs_{name}" for name in ("database_url", "keys", "redis_url", "reward_key", "teacher_key")},
+    "jobs": {f"rlt_jobs_{name}" for name in ("database_url", "keys", "redis_url", "reward_key", "teacher_key")}
+    | {"aws_credentials"},
     "teacher": {"rlt_teacher_keys", "rlt_teacher_reward_key"},
     "reward": {"rlt_reward_keys"},
     "engine": set(),

@@ -5,9 +5,12 @@ A folder for each service, which is mounted as its /run/secrets and holds nothin
     rlt.key                        the user's key, for every server
     reward/    rlt_reward_keys     what the reward server accepts, as hashes
     teacher/   rlt_teacher_keys, rlt_teacher_reward_key
-    jobs/      rlt_jobs_keys, rlt_jobs_teacher_key, rlt_jobs_reward_key, rlt_jobs_database_url, rlt_jobs_redis_url
+    jobs/      rlt_jobs_keys, rlt_jobs_teacher_key, rlt_jobs_reward_key, rlt_jobs_database_url, rlt_jobs_redis_url,
+               aws_credentials
     postgres/  superuser_password, rlt_password
     redis/     password, redis.conf
+    s3/        user, password      of the stack's own object store, which aws_credentials open
+    grafana/   admin_password
     proxy/     room for a certificate of one's own
 
 FOLDER itself is for its owner only. The files in it can be read by everybody, since each service runs as a user of its
@@ -29,7 +32,7 @@ from rlt_service.stack_keys import ACCEPTED, USER, accept, ensure_token, replace
 
 __all__ = ["main", "prepare"]
 
-SERVICES = ("reward", "teacher", "jobs", "postgres", "redis", "proxy")
+SERVICES = ("reward", "teacher", "jobs", "postgres", "redis", "s3", "grafana", "proxy")
 DATABASE = "rlt"  # the platform's role in Postgres, and its database
 
 
@@ -48,6 +51,7 @@ def prepare(folder: Path, *, postgres: str = "postgres:5432", redis: str = "redi
     before = _times(folder)
     _keys(folder)
     _databases(folder, postgres, redis)
+    _profiles(folder)
     _hand_over(folder)
     return sorted(str(path.relative_to(folder)) for path, time in _times(folder).items() if before.get(path) != time)
 
@@ -72,6 +76,15 @@ def _databases(folder: Path, postgres: str, redis: str) -> None:
     of_redis = _ensure(folder / "redis" / "password", secrets.token_hex(32))
     _ensure(folder / "redis" / "redis.conf", f"requirepass {of_redis}")
     _ensure(folder / "jobs" / "rlt_jobs_redis_url", f"redis://:{of_redis}@{redis}/0")
+
+
+def _profiles(folder: Path) -> None:
+    """Of what only some stacks run."""
+    user = _ensure(folder / "s3" / "user", secrets.token_hex(10))
+    password = _ensure(folder / "s3" / "password", secrets.token_hex(32))
+    credentials = f"[default]\naws_access_key_id = {user}\naws_secret_access_key = {password}"
+    _ensure(folder / "jobs" / "aws_credentials", credentials)
+    _ensure(folder / "grafana" / "admin_password", secrets.token_hex(32))
 
 
 def _ensure(path: Path, text: str) -> str:
