@@ -363,6 +363,14 @@ async def test_a_tokenizer_of_few_words_gets_the_words_of_a_format() -> None:
     assert len(asked) == 2  # the reward server's default format is tried first
 
 
+async def test_a_score_is_not_waited_for_where_the_reward_server_is_away() -> None:
+    stack = Stack()
+    stack.replies["reward"]["/version"] = REFUSED
+    stack.explanation["score"] = None
+    found = [each for each in (await stack.findings()).values() if each.level != Level.ok]
+    assert [each.about for each in found] == ["reward"]
+
+
 async def test_a_stack_that_is_away_altogether() -> None:
     stack = Stack()
     for name in NAMES:

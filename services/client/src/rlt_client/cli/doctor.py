@@ -80,12 +80,13 @@ def _print(findings: list[Finding], wrong: int) -> None:
     out = console()
     for about in ("teacher", "reward", "jobs", "stack"):
         rows = Table.grid(padding=(0, 2))
-        out.print(Text(about, style="bold"))
         for finding in findings:
             if finding.about == about:
                 word, style = MARKS[finding.level]
                 rows.add_row(Text(word, style), _words(finding))
-        out.print(Padding(rows, (0, 0, 0, 2)))
+        if rows.row_count:
+            out.print(Text(about, style="bold"))
+            out.print(Padding(rows, (0, 0, 0, 2)))
     mind = sum(finding.level == "warning" for finding in findings)
     summary = {0: "nothing is wrong", 1: "1 thing is wrong"}.get(wrong, f"{wrong} things are wrong")
     out.print(f"{summary}{f'; {mind} to mind' if mind else ''}")

@@ -65,7 +65,9 @@ class Facts:
     formats: ServerFormats | None = None
     policies: PolicyList | None = None
     explained: ExplainResponse | RLTError | None = None
-    """One short explanation, asked for with its score and tokens."""
+    """One short explanation, asked for with its tokens, and its score."""
+    with_score: bool = True
+    """Whether the score was asked for: not where the reward server is away, for which it would be waited in vain."""
     jobs: JobsHealth | None = None
     idle: bool = False
     """Shards were ready and none running, at two looks."""

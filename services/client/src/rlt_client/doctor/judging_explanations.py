@@ -58,7 +58,8 @@ def _made(reply: ExplainResponse, facts: Facts) -> Iterator[Finding]:
         return
     one = reply.explanations[0]
     yield from _logprobs(one, reply.engine)
-    yield from _score(one)
+    if facts.with_score:
+        yield from _score(one)
     yield from _formats(reply, facts)
 
 

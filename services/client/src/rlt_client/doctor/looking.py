@@ -30,7 +30,7 @@ M = TypeVar("M", bound=BaseModel)
 FIRST_SIGN_S: Final = 5.0
 READY_S: Final = 15.0  # the servers themselves give up a check after 10
 CALL_S: Final = 20.0  # of what a server answers from memory, a slow disk or database behind it included
-EXPLAIN_S: Final = 180.0  # a busy engine has a queue before it
+EXPLAIN_S: Final = 120.0  # a busy engine has a queue before it
 TOKENS: Final = 64  # of the explanation that is asked for: enough to have log-probs
 AGAIN_S: Final = 3.0  # a shard that is ready for as long, with nobody at work, is not about to be taken
 QUESTION: Final = ("What is 17 + 25?", "42")
@@ -148,17 +148,18 @@ async def _explained(http: HTTP, facts: Facts) -> ExplainResponse | RLTError:
     """Of the first problem that the model's tokenizer can spell: a tiny one has few words."""
     default = facts.formats.default if facts.formats else None
     shipped = sorted(shipped_formats().values(), key=lambda format: format.name != default)
+    facts.with_score = "reward" not in facts.servers or facts.servers["reward"].lacking == {}
     problems = [QUESTION, *((format.probe.question, format.probe.answer) for format in shipped)]
     for question, answer in dict.fromkeys(problems):
-        found = await _outcome(_explain(http, question, answer))
+        found = await _outcome(_explain(http, question, answer, score=facts.with_score))
         if not (isinstance(found, APIError) and found.type == "untokenizable"):
             break
     return found
 
 
-async def _explain(http: HTTP, question: str, answer: str) -> ExplainResponse:
+async def _explain(http: HTTP, question: str, answer: str, *, score: bool) -> ExplainResponse:
     request = ExplainRequest(
-        question=question, answer=answer, n=1, seed=1, max_tokens=TOKENS, score=True, return_tokens=True
+        question=question, answer=answer, n=1, seed=1, max_tokens=TOKENS, score=score, return_tokens=True
     )
     return await http.request("POST", "/explain", body=request, reply=ExplainResponse, deadline=EXPLAIN_S, retry=False)
 
