@@ -9,6 +9,7 @@ from k8s.traffic import Peer, allowed, listening, pods
 
 GATEWAY = Peer("gateway", {"app": "gateway"}, {"rlt.dev/gateway": "true"})
 PROMETHEUS = Peer("prometheus", {"app": "prometheus"}, {"rlt.dev/monitoring": "true"})
+COLLECTOR = Peer("collector", {"app": "collector"}, {"rlt.dev/tracing": "true"})
 NEIGHBOUR = Peer("neighbour", {"app.kubernetes.io/name": "rlt-teacher"}, {"kubernetes.io/metadata.name": "other"})
 STRANGER = Peer("stranger", {}, {"kubernetes.io/metadata.name": "rlt"})
 """A pod that somebody started in our namespace."""
@@ -54,6 +55,14 @@ def test_only_what_must_leaves_the_cluster(overlay: str) -> None:
         assert reaches(overlay, peer, DATABASE, 6379) == (production and name in {"jobs-relay", "jobs-worker"}), name
         for address, port in ((METADATA, 80), (METADATA, 443), (CLUSTER_API, 443), (INTERNET, 80), (INTERNET, 22)):
             assert not reaches(overlay, peer, address, port), f"{name} → {address}:{port}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_spans_go_to_the_collector(overlay: str) -> None:
+    traced = {"teacher", "reward", "jobs-api", "jobs-relay", "jobs-worker"} if "production" in overlay else set()
+    for name, peer in pods(overlay).items():
+        assert allowed(overlay, peer, COLLECTOR, 4318) == (name in traced), name
+        assert not allowed(overlay, peer, COLLECTOR, 443), name
 
 
 def reaches(overlay: str, peer: Peer, address: str, port: int) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from k8s.manifests import K8S, OVERLAYS, ROOT, Resource, Workload, find, of_kind, render, workloads
+
+from rlt_service import probe
 
 EVERY = [workload for overlay in OVERLAYS for workload in workloads(overlay)]
 RUNNING = [workload for workload in EVERY if workload.runs_on]
@@ -142,6 +147,26 @@ def test_what_has_no_port_is_asked_by_its_heartbeat(name: str) -> None:
             for probe in ("startup", "readiness", "liveness"):
                 command = workload.container[f"{probe}Probe"]["exec"]["command"]
                 assert command[:4] == ["python", "-m", "rlt_service.probe", env["RLT_JOBS_HEARTBEAT_FILE"]]
+
+
+def test_a_heartbeat_that_stops_is_noticed(tmp_path: Path) -> None:
+    """By the probes as they stand, in place of kubelet."""
+    beat = tmp_path / "heartbeat"
+    for workload in RUNNING:
+        if workload.label in ("rlt-jobs-relay", "rlt-jobs-worker"):
+            ready, live = (
+                workload.container[f"{probe}Probe"]["exec"]["command"] for probe in ("readiness", "liveness")
+            )
+            beat.unlink(missing_ok=True)
+            assert [answer(each, beat) for each in (ready, live)] == [1, 1]
+            for seconds, want in ((0, [0, 0]), (120, [1, 0]), (900, [1, 1])):
+                beat.touch()
+                os.utime(beat, (time.time() - seconds,) * 2)
+                assert [answer(each, beat) for each in (ready, live)] == want
+
+
+def answer(command: list[str], beat: Path) -> int:
+    return probe.main([str(beat) if word == "/tmp/heartbeat" else word for word in command[3:]])
 
 
 @of_each(RUNNING)
