@@ -20,8 +20,9 @@ Write = Callable[[Sequence[dict[str, Any]]], Path]
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -45,6 +46,30 @@ def test_files_of_each_kind_and_folders_give_the_same_rows(write: Write, tmp_pat
     paths = [write(ROWS), *(tmp_path / name for name in ("rows.csv", "rows.parquet", "saved", "splits", "hub"))]
     wanted = [{name: row[name] for name in WANT} for row in ROWS]
     assert [read_rows(Data(path=str(path)), want=WANT).to_list() for path in paths] == [wanted] * len(paths)
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+---
+"""
+"""The head of a data set's card, as exports have it."""
+
+
+def test_folders_of_one_name_and_folders_that_change_have_their_own_rows(tmp_path: Path) -> None:
+    def exported(to: Path, question: str) -> list[str]:
+        (to / "data").mkdir(parents=True, exist_ok=True)
+        (to / "README.md").write_text(CARD)
+        Dataset.from_list([{"question": question}]).to_parquet(to / "data" / "train-00000.parquet")
+        return list(read_rows(Data(path=str(to)), want=["question"])["question"])
+
+    one, other = tmp_path / "one" / "traces", tmp_path / "other" / "traces"
+    assert exported(one, "first") == ["first"]
+    assert exported(other, "second") == ["second"]
+    assert exported(one, "third") == ["third"]
 
 
 def test_columns_have_the_names_that_they_are_given(write: Write) -> None:
