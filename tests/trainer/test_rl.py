@@ -220,6 +220,12 @@ def test_a_synced_reference_and_an_adapter_exclude_each_other(world: World) -> N
         world.config("refused", model={"lora": {}})
 
 
+def test_an_adapter_that_drops_out_is_refused(world: World) -> None:
+    """Its log-probs would not be the engine's."""
+    with pytest.raises(ValueError, match=r"model\.lora\.dropout must be 0"):
+        world.config("refused", model={"lora": {"dropout": 0.1}}, grpo={"reference": {"sync_every": 0}})
+
+
 @pytest.mark.slow  # the fast tests have runs enough
 def test_a_solver_is_rewarded_for_right_answers(world: World, first_weights: None) -> None:
     config = world.config(

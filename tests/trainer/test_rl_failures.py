@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rlt_trainer.errors import RewardsMissing
@@ -56,3 +58,12 @@ def test_none_may_fail_where_the_share_is_nought() -> None:
     failures.saw(STEP)
     with pytest.raises(RewardsMissing):
         failures.saw(failing(1))
+
+
+def test_a_run_that_goes_on_remembers_the_steps_before() -> None:
+    failures = Failures(0.02, window=2)
+    failures.saw(failing(3, "too_long"))
+    before = json.loads(json.dumps(failures.steps))  # as a checkpoint keeps them
+    with pytest.raises(RewardsMissing, match="kl_unavailable 2"):
+        Failures(0.02, window=2, before=before).saw(failing(2, "kl_unavailable"))
+    assert Failures(0.02, window=2).saw(failing(2)) == 2

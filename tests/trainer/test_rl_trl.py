@@ -6,18 +6,21 @@ import ast
 import inspect
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from plugins.scripted_rl import ScriptedEngine, ScriptedRewards
 from safetensors.torch import load_file
 from trl.trainer import grpo_trainer
 
 from rlt_trainer.config import RLConfig
-from rlt_trainer.errors import RewardsMissing
+from rlt_trainer.errors import BadConfig, BadData, RewardsMissing
+from rlt_trainer.rl import grpo
 from rlt_trainer.rl.engines import Ask, Completion, Failed
 from rlt_trainer.rl.grpo import Trainer
 from rlt_trainer.rl.problems import Problem
@@ -30,6 +33,8 @@ ELSEWHERE = {"generate": "where there is no rollout function", "llm": "by tools,
 
 Worth = dict[int, float | None]
 """By place in the batch; None: no reward."""
+
+ALIKE: Worth = {place: float(place % 2) for place in range(2 * GROUP)}
 
 Scripted = Callable[..., tuple[Path, ScriptedEngine]]
 
@@ -71,7 +76,7 @@ def _giving(made: Any) -> Callable[[Any], Any]:
     return give
 
 
-def _config(output: Path, model: Path, data: Path, **given: Any) -> RLConfig:
+def _config(output: Path, model: Path, data: Path, /, **given: Any) -> RLConfig:
     told: dict[str, Any] = {
         "output": output,
         "model": {"name": str(model), "dtype": "float32", "gradient_checkpointing": False},
@@ -140,6 +145,46 @@ def test_publishes_once_a_step_before_it_samples(scripted: Scripted, seen: list[
     assert [folder.name for folder, _ in engine.published] == ["step-000000", "step-000002"]
     assert len(seen) == 2
     assert len({ask.seed for ask in engine.asked}) == 16  # no two samples of a run share one
+
+
+def test_nothing_drops_out_of_what_is_compared_with_the_engine(
+    scripted: Scripted, seen: list[dict[str, Any]], tiny_base: Path, tmp_path: Path
+) -> None:
+    dropping = tmp_path / "dropping"
+    shutil.copytree(tiny_base, dropping)
+    told = json.loads((dropping / "config.json").read_text())
+    (dropping / "config.json").write_text(json.dumps({**told, "attention_dropout": 0.5}))
+    for name, model in (("whole", tiny_base), ("dropping", dropping)):
+        scripted(name, ALIKE, tokens=same, training={"steps": 1}, model={"name": str(model)})
+    assert torch.equal(seen[0]["old_per_token_logps"], seen[1]["old_per_token_logps"])
+
+
+def test_fewer_problems_than_an_update_takes_are_refused(scripted: Scripted) -> None:
+    """TRL draws no batch of them, and its trainer ends at once as if all were done."""
+    with pytest.raises(BadData, match=r"1 problems, where an update takes 2 different ones"):
+        scripted("few", ALIKE, tokens=same, data={"limit": 1})
+
+
+def test_what_trl_refuses_is_told_as_a_setting(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does bfloat16 on a device that has none."""
+
+    def refuses(**_: Any) -> Any:
+        raise ValueError("Your setup doesn't support bf16")
+
+    monkeypatch.setattr(grpo, "GRPOConfig", refuses)
+    with pytest.raises(BadConfig, match="training: Your setup doesn't support bf16"):
+        scripted("refused", ALIKE, tokens=same)
+
+
+def test_figures_that_take_no_notice_of_the_closing_tag_are_not_told(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, Any] = {}
+    log = transformers.Trainer.log
+    monkeypatch.setattr(transformers.Trainer, "log", lambda self, logs, *more: (logged.update(logs), log(self, logs)))
+    scripted("figures", ALIKE, tokens=same, training={"steps": 1})
+    assert {"completions/cut_off", "completions/mean_length", "reward"} <= logged.keys()
+    assert not any("clipped_ratio" in name or "terminated" in name for name in logged)
 
 
 def test_missing_rewards_give_no_advantage(scripted: Scripted, seen: list[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rlt_trainer import stages
-from rlt_trainer.errors import Interrupted
+from rlt_trainer.errors import Interrupted, TrainingError
 from rlt_trainer.stopping import Stop, Stopping
 
 
@@ -72,6 +72,17 @@ def test_a_run_stops_where_it_can_go_on(arguments: TrainingArguments, step: int,
     stop.signal = signal.SIGTERM
     callback.on_step_end(arguments, state, control)
     assert (control.should_save, control.should_training_stop) == (saves, saves)
+
+
+def test_a_run_that_had_no_more_batches_is_not_done() -> None:
+    state = TrainerState(global_step=3, max_steps=8)
+    with pytest.raises(TrainingError, match="no more batches after 3 of 8 updates"):
+        Stop().check_done(state)
+    stop = Stop()
+    stop.signal = signal.SIGTERM
+    with pytest.raises(Interrupted):
+        stop.check_done(state)
+    Stop().check_done(TrainerState(global_step=8, max_steps=8))
 
 
 def test_the_exit_status_says_which_signal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

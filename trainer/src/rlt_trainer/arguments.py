@@ -14,7 +14,10 @@ from rlt_trainer.config.sections import Checkpoints, Logging, Model, Strategy, T
 from rlt_trainer.errors import BadConfig
 from rlt_trainer.launched import processes
 
-__all__ = ["shared_arguments"]
+__all__ = ["BARRIER_S", "shared_arguments"]
+
+BARRIER_S: Final = 7200
+"""How long processes wait for one another: the first one makes tokens of a million texts, or writes a model of 32B."""
 
 
 _NEEDED: Final[dict[str, str]] = {
@@ -65,6 +68,7 @@ def shared_arguments(
         "bf16": model.dtype == "bfloat16",
         "gradient_checkpointing": model.gradient_checkpointing and not wrapped,
         "use_cpu": on_cpu,
+        "ddp_timeout": BARRIER_S,
         "save_strategy": "steps" if checkpoints.every else "no",
         "save_steps": checkpoints.every or 1,
         "save_total_limit": None,  # ours: transformers would remove the old one before the new one is whole

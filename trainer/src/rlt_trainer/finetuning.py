@@ -49,8 +49,7 @@ def finetune(config: SFTConfig | DistillConfig, tokenizing: Tokenizing) -> Path:
         trainer = _trainer(config, arguments, examples, tokenizing)
         equip(trainer, Sealing(config.checkpoints.keep), Stopping(stop))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        if trainer.state.global_step < trainer.state.max_steps:
-            stop.check()
+        stop.check_done(trainer.state)
     made = save_trained(trainer, config.model, config.output)
     if state.is_main_process:
         shutil.rmtree(config.output / "tokens", ignore_errors=True)

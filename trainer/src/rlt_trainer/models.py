@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -14,7 +15,7 @@ from rlt_client.prompts import TextCodec
 from rlt_trainer.config.sections import LoRA, Model
 from rlt_trainer.errors import BadConfig
 
-__all__ = ["load_codec", "load_model", "lora_config"]
+__all__ = ["load_codec", "load_model", "lora_config", "without_dropout"]
 
 
 def load_model(model: Model) -> PreTrainedModel:
@@ -26,6 +27,16 @@ def load_model(model: Model) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError) as error:
         raise BadConfig(f"model {model.name} cannot be loaded: {error}") from error
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, which computes while it trains what an engine with its weights computes."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):  # of most decoders, which pass it on
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # nn.Module promises tensors and modules only
+    return model
 
 
 def load_codec(model: Model) -> TextCodec:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlt_trainer.errors import Interrupted
+from rlt_trainer.errors import Interrupted, TrainingError
 
 __all__ = ["Stop", "Stopping"]
 
@@ -58,6 +58,12 @@ class Stop:
         """Raises `Interrupted`, if asked."""
         if self.signal is not None:
             raise Interrupted(self.signal)
+
+    def check_done(self, state: TrainerState) -> None:
+        """Raises for a run that ended before its last update: `Interrupted`, if asked, else `TrainingError`."""
+        if state.global_step < state.max_steps:
+            self.check()
+            raise TrainingError(f"no more batches after {state.global_step} of {state.max_steps} updates")
 
 
 class Stopping(TrainerCallback):

@@ -163,6 +163,10 @@ class RLConfig(Stage):
                 "model.lora needs grpo.reference.sync_every = 0: the reference of an adapter is the model without it, "
                 "which stays (TRL 1.16 cannot move it)"
             )
+        if self.model.lora is not None and self.model.lora.dropout:
+            raise ValueError(
+                "model.lora.dropout must be 0 in reinforcement learning: the engine samples with the whole adapter"
+            )
         if self.reward.source is RewardSource.server and self.role is TextRole.student:
             raise ValueError("role student writes answers, not explanations: want reward.source = answer")
         if self.reward.source is RewardSource.answer and self.role is TextRole.teacher:

@@ -8,20 +8,29 @@ from typing import Final
 
 from rlt_trainer.errors import RewardsMissing
 
-__all__ = ["Failures"]
+__all__ = ["Failures", "Step"]
 
 SHOWN: Final = 5  # causes that the message names
+
+Step = tuple[int, dict[str, int]]
+"""Completions, and how many of them have no reward for which cause."""
 
 
 class Failures:
     """Args:
     share: of the completions of the last `window` steps that may lack a reward.
+    before: `steps` of a run that goes on.
     """
 
-    def __init__(self, share: float, window: int) -> None:
+    def __init__(self, share: float, window: int, before: Iterable[Step] = ()) -> None:
         self._share = share
         self._window = window
-        self._steps: deque[tuple[int, Counter[str]]] = deque(maxlen=window)
+        self._steps = deque(((count, Counter(why)) for count, why in before), maxlen=window)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The window as it is now."""
+        return [(count, dict(why)) for count, why in self._steps]
 
     def saw(self, failures: Iterable[str | None]) -> int:
         """Take a step's completions, None for each that has a reward. Returns how many have none.

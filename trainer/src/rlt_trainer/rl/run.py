@@ -22,9 +22,9 @@ from rlt_trainer.callbacks import Sealing, equip
 from rlt_trainer.config.rl import RewardSource, RLConfig, RolloutEngine
 from rlt_trainer.config.sections import TextRole
 from rlt_trainer.data import read_rows
-from rlt_trainer.errors import BadConfig
+from rlt_trainer.errors import BadConfig, BadData
 from rlt_trainer.keys import key_of
-from rlt_trainer.models import load_codec, load_model, lora_config
+from rlt_trainer.models import load_codec, load_model, lora_config, without_dropout
 from rlt_trainer.rl.completions import CompletionTables
 from rlt_trainer.rl.engines import Completion, Engine, Published, TeacherEngine, VLLMEngine
 from rlt_trainer.rl.failures import Failures
@@ -97,13 +97,14 @@ class _Session:
         self._turns = turns
         arguments = grpo_arguments(config)  # first: it knows the processes that all else is divided among
         self._resume = checkpoints.starting_point(config.output, resume=config.checkpoints.resume)
+        self._before = (checkpoints.sealed(self._resume) or {}) if self._resume else {}
         self._writer = Writer(load_codec(config.model), named_format(config.texts.format, config.texts.formats))
         self._problems = _problems(config, self._writer)
         self._engine = portal.call(self._make_engine)
         self._rewards = portal.call(self._make_rewards)
         together = config.rollout.together
         self._roll = RollOut(self._engine, self._rewards, overlap=config.reward.overlap, together=together)
-        self._failures = Failures(config.reward.max_failed, config.reward.window)
+        self._failures = Failures(config.reward.max_failed, config.reward.window, self._before.get("failures", ()))
         self._versions = Versions(config.rollout.weights, keep=config.rollout.keep)
         self._tables = CompletionTables(config.output / "completions", self._writer)
         self._published: Published | None = None
@@ -114,8 +115,7 @@ class _Session:
 
     def train(self) -> Path:
         self._trainer.train(resume_from_checkpoint=str(self._resume) if self._resume else None)
-        if self._trainer.state.global_step < self._trainer.state.max_steps:
-            self._stop.check()
+        self._stop.check_done(self._trainer.state)
         return save_trained(self._trainer, self._config.model, self._config.output)
 
     def explain(self, over: TurnOver) -> None:
@@ -153,7 +153,7 @@ class _Session:
 
     def _make_trainer(self, arguments: Any) -> Trainer:
         config = self._config
-        model = load_model(config.model)
+        model = without_dropout(load_model(config.model))
         if self._resume is not None and (self._resume / REFERENCE).is_dir():
             model.config._name_or_path = str(self._resume / REFERENCE)  # where TRL loads the reference from
         with in_place_of_vllm(self._publish), warnings.catch_warnings():
@@ -183,7 +183,8 @@ class _Session:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint says of its last step."""
-        return {"revision": self._weights.revision, "student": self._student.revision if self._student else None}
+        student = self._student.revision if self._student else None
+        return {"revision": self._weights.revision, "student": student, "failures": self._failures.steps}
 
     def _save_reference(self, trainer: Trainer, folder: Path) -> None:
         state = trainer.accelerator.get_state_dict(trainer.ref_model)
@@ -221,7 +222,7 @@ class _Session:
     def _wanted_student(self) -> Student | None:
         """Who has to reward; None where the run has just begun, and takes the one that is served."""
         made = self._turns.student(self._trainer.state.global_step) if self._turns else None
-        before = (checkpoints.sealed(self._resume) or {}).get("student") if self._resume else None
+        before = self._before.get("student")
         return made or (Student(before) if before else None)
 
     # Completions
@@ -291,6 +292,11 @@ def _problems(config: RLConfig, writer: Writer) -> Problems:
     problems = Problems(rows, writer, config.role, room)
     if problems.too_long:
         log.warning("%d problems have prompts of over %d tokens and are left out", problems.too_long, room)
+    if len(problems) < (at_once := config.training.batch_size // config.grpo.generations):
+        raise BadData(
+            f"{config.data.path}: {len(problems)} problems, where an update takes {at_once} different ones "
+            "(training.batch_size / grpo.generations)"
+        )
     return problems
 
 
