@@ -65,8 +65,8 @@ bench-trainer-gpu: ## steps of models of real size on one GPU; PYTHON=… has wh
 bench-builds: setup ## what builds cost at size, the database alone and end to end; writes docs/benchmarks.md (45 minutes)
 	PYTHONPATH=$(BENCH) $(PY) -m jobs_bench flush browse claim submit growth export throughput report
 
-chaos: setup ## builds while everything is killed at random; SEED=… repeats a run, RUNS=… makes more (a minute each)
-	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --runs $(or $(RUNS),1)
+chaos: setup ## builds while everything is killed at random; SEED=… repeats a run, RUNS=… makes more; ROLLING=2 replaces everything twice
+	PYTHONPATH=tests $(PY) -m chaos $(if $(ROLLING),--rolling $(ROLLING)) $(if $(SEED),--seed $(SEED)) --runs $(or $(RUNS),1)
 
 compose-test: setup ## every image built, the stack brought up, used, attacked, killed and restarted; ARGS=--no-build takes what is there
 	PYTHONPATH=tests $(PY) -m compose $(ARGS)

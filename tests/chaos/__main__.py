@@ -8,10 +8,14 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
+from chaos.rolling import rolling
 from chaos.run import Report, run
 from chaos.schedule import FULL, SHORT, schedule
+
+PROBLEMS = 300  # a round of a rolling restart: it lasts as long as the round does
 
 
 def main() -> int:
@@ -19,9 +23,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first run; the next have the numbers behind it")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--short", action="store_true", help="the run of the fast tests")
+    parser.add_argument("--rolling", type=int, default=0, metavar="ROUNDS", help="replace everything so often instead")
     parser.add_argument("--plan", action="store_true", help="print the schedule and do nothing")
     parser.add_argument("--record", type=Path, help="append one JSON line a run to this file")
     args = parser.parse_args()
+    if args.rolling:
+        return _roll(args.rolling)
     first = secrets.randbelow(10**6) if args.seed is None else args.seed
     size = SHORT if args.short else FULL
     failed = 0
@@ -34,6 +41,16 @@ def main() -> int:
         report = run(seed, size, folder, say=lambda line: print(line, flush=True))
         failed += _tell(report, folder, args.record)
     return 1 if failed else 0
+
+
+def _roll(rounds: int) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="rlt-rolling-"))
+    say = partial(print, flush=True)
+    rolled = rolling(folder / "world", problems=PROBLEMS * rounds, rounds=rounds, say=say)
+    print(*rolled.lines(), *(f"wrong: {line}" for line in rolled.wrong), sep="\n", flush=True)
+    if rolled.wrong:
+        print(f"logs and files: {folder}")
+    return 1 if rolled.wrong else 0
 
 
 def _tell(report: Report, folder: Path, record: Path | None) -> bool:

@@ -74,6 +74,16 @@ class Part:
                 os.kill(pid, signal.SIGKILL)
         return bool(found)
 
+    def end(self, number: signal.Signals, seconds: float) -> int:
+        """Ask the main process to end, as an orchestrator does, and wait for it. Its exit code.
+
+        Raises `subprocess.TimeoutExpired`.
+        """
+        assert self._running is not None
+        running, self._running = self._running, None
+        running.process.send_signal(number)
+        return running.process.wait(seconds)
+
     def signal_all(self, number: signal.Signals) -> None:
         assert self._running is not None
         with suppress(ProcessLookupError):

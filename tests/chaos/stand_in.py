@@ -1,7 +1,8 @@
 """A teacher and reward server as a process of its own: `python -m chaos.stand_in PORT LATENCY HOST`.
 
-It computes nothing. The property it keeps: what a request gets depends on its question and seed (a score: on its texts)
-alone, as from a deterministic engine, so that what is asked for again after a crash is the same.
+It computes nothing. The properties it keeps: it ends as our servers do, finishing what is under way, and what a request
+gets depends on its question and seed (a score: on its texts) alone, as from a deterministic engine, so that what is
+asked for again after a crash is the same.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from rlt_client.errors import APIError, Overloaded
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.schemas.reward import RewardItem
 from rlt_client.testing import FakePlatform
+from rlt_service.draining import Drainable, DrainingServer
 
 __all__ = ["UNSCORABLE", "said", "worth"]
 
 UNSCORABLE = "too_strange"  # the type of a score's error
+GRACE = 30.0  # seconds for requests under way after SIGTERM: the servers' own
 REFUSED = 61  # one request of so many is told to come again: flow control under fire, too
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -79,4 +82,6 @@ def _explain(request: ExplainRequest) -> str:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app(float(sys.argv[2])), host=sys.argv[3], port=int(sys.argv[1]), log_level="warning")
+    drainable = Drainable(app(float(sys.argv[2])))
+    config = uvicorn.Config(drainable, host=sys.argv[3], port=int(sys.argv[1]), log_level="warning")
+    DrainingServer(config, drainable, grace=GRACE).run()

@@ -23,7 +23,7 @@ from rlt_jobs import migrate
 from rlt_jobs.store.files import Store
 from rlt_local.databases import Program, prepare_postgres, prepare_valkey
 
-__all__ = ["World"]
+__all__ = ["World", "answers"]
 
 LATENCY = 0.5  # seconds of an explanation: every kill finds requests under way
 TIMES = {  # everything that the service waits for, shorter, so that a run sees it many times
@@ -80,11 +80,15 @@ class World:
             self._add(program).start()
         for program in databases:
             self.parts[program.name].wait_ready()
-        migrate.upgrade(self.database_url)
+        self._fill_database()
         for program in self._programs():
             self._add(program).start()
         for part in self.parts.values():
             part.wait_ready()
+
+    def _fill_database(self) -> None:
+        """Before anything works on it."""
+        migrate.upgrade(self.database_url)
 
     def _add(self, program: Program) -> Part:
         part = self.parts[program.name] = Part(program, self.folder / f"{program.name}.log")
@@ -105,11 +109,11 @@ class World:
 
     def _stand_in(self, name: str, port: int) -> Program:
         url, args = f"http://{self.host}:{port}/readyz", (str(port), str(LATENCY), self.host)
-        return python("chaos.stand_in", *args, name=name, cwd=self.folder, env={}, ready=partial(_answers, url))
+        return python("chaos.stand_in", *args, name=name, cwd=self.folder, env={}, ready=partial(answers, url))
 
     def _jobs(self, name: str) -> Program:
         command = name.partition("-")[0]
-        ready = partial(_answers, f"{self.api}/readyz") if command == "api" else lambda: True
+        ready = partial(answers, f"{self.api}/readyz") if command == "api" else lambda: True
         return python("rlt_jobs", command, name=name, cwd=self.folder, env=self.env, ready=ready)
 
     def _settings(self, teacher: int, reward: int, api: int) -> dict[str, str]:
@@ -213,7 +217,7 @@ class World:
         self.disk.remove()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).status_code == httpx.codes.OK
     except httpx.TransportError:
