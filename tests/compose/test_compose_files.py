@@ -56,6 +56,9 @@ def test_a_service_is_limited_and_its_log_too(service: tuple[str, dict[str, Any]
     assert all("size=" in mount for mount in given.get("tmpfs", ()))
 
 
+ASKED_BY_NOBODY = {"tempo"}  # its image has no program that could ask
+
+
 def test_a_service_is_looked_after(service: tuple[str, dict[str, Any]]) -> None:
     """What runs on is asked how it is, started again, and gets time to end; what runs once is neither."""
     name, given = service
@@ -63,9 +66,11 @@ def test_a_service_is_looked_after(service: tuple[str, dict[str, Any]]) -> None:
         assert given["healthcheck"] == {"disable": True}
         return
     assert given["restart"] == "unless-stopped"
+    assert _seconds(given["stop_grace_period"]) >= 30
+    if name in ASKED_BY_NOBODY:
+        return
     assert given["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     assert {"interval", "timeout", "retries", "start_period"} <= set(given["healthcheck"])
-    assert _seconds(given["stop_grace_period"]) >= 30
 
 
 def _seconds(text: str) -> int:
@@ -99,15 +104,14 @@ def test_networks_join_who_must_talk_and_nobody_else() -> None:
     for name in sorted(CORE | {"rlt"}):
         mine = network_of(EVERY[name])
         others = {other for other in CORE - ONCE if other != name and mine & network_of(EVERY[other])}
-        listening = others - {"jobs-relay"}  # it listens on nothing
-        assert listening == ALLOWED[name] - {name, OUTSIDE}, name
-        assert NEEDED.get(name, frozenset()) <= listening, name
+        assert others == ALLOWED[name] - {name, OUTSIDE}, name
+        assert NEEDED.get(name, frozenset()) <= others, name
 
 
 def test_only_the_proxys_network_leads_out() -> None:
     networks = load(BASE)["networks"]
     inside = {name for name, given in networks.items() if given.get("internal")}
-    assert inside == {"back", "data", "engine"}
+    assert inside == {"back", "data", "engine", "watch"}
     assert all(networks[name]["driver_opts"]["com.docker.network.bridge.inhibit_ipv4"] == "true" for name in inside)
     outward = {name for name in CORE if network_of(EVERY[name]) - inside}
     assert outward == {name for name in ALLOWED if OUTSIDE in ALLOWED[name]} == {"proxy"}
@@ -117,6 +121,7 @@ def test_only_the_proxys_network_leads_out() -> None:
 
 def test_a_service_sees_its_own_secrets_only() -> None:
     folders = {"migrate": "jobs", "jobs-api": "jobs", "jobs-relay": "jobs", "jobs-worker": "jobs", "rlt": "rlt.key"}
+    folders |= {"backup": "jobs", "restore": "jobs"}
     for name, given in EVERY.items():
         sources = [_source(volume) for volume in given.get("volumes", ())]
         mounted = {source.removeprefix("./secrets").strip("/") for source in sources if source.startswith("./secrets")}

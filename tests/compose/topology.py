@@ -12,6 +12,7 @@ ADDRESSES = {
     "teacher": ("teacher", 8001),
     "jobs-api": ("jobs-api", 8003),
     "jobs-worker": ("jobs-worker", 9100),
+    "jobs-relay": ("jobs-relay", 9100),
     "proxy": ("proxy", 8080),
 }
 """What listens, by service."""
@@ -30,6 +31,7 @@ NEEDED: dict[str, frozenset[str]] = {
 }
 """Without these the platform does not work."""
 
+_JOBS = frozenset({"jobs-api", "jobs-relay", "jobs-worker"})
 _BACK = frozenset({"proxy", "teacher", "reward", "jobs-api", "jobs-worker"})
 _DATA = frozenset({"postgres", "redis"})
 
@@ -38,12 +40,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "teacher": _BACK | {"engine"},
     "reward": _BACK,
     "engine": frozenset({"teacher"}),
-    "jobs-api": _BACK | _DATA,
-    "jobs-worker": _BACK | _DATA,
-    "jobs-relay": _DATA | {"jobs-api", "jobs-worker"},
-    "migrate": _DATA | {"jobs-api", "jobs-worker"},
-    "postgres": _DATA | {"jobs-api", "jobs-worker"},
-    "redis": _DATA | {"jobs-api", "jobs-worker"},
+    "jobs-api": _BACK | _DATA | _JOBS,
+    "jobs-worker": _BACK | _DATA | _JOBS,
+    "jobs-relay": _DATA | _JOBS,
+    "migrate": _DATA | _JOBS,
+    "postgres": _DATA | _JOBS,
+    "redis": _DATA | _JOBS,
     "rlt": _BACK,
     "secrets": frozenset(),
     "models": frozenset(),
