@@ -9,6 +9,7 @@ import pytest
 pytest_plugins = [
     "plugins.stack",
     "plugins.bucket",
+    "plugins.certificates",
     "plugins.engine",
     "plugins.policies",
     "plugins.heap",
