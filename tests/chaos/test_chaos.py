@@ -11,6 +11,7 @@ from chaos.schedule import FULL, SHORT
 SEED = 7
 
 
+@pytest.mark.slow  # half a minute; the fast tests kill in tests/jobs/test_whole.py
 def test_nothing_is_lost_and_nothing_doubled_when_processes_die(tmp_path: Path) -> None:
     _kept(run(SEED, SHORT, tmp_path / "world"), len(SHORT.must), SHORT.samples)
 

@@ -25,6 +25,8 @@ from rlt_reward_server.app import build
 from rlt_reward_server.settings import Settings
 from rlt_service.testing import running
 
+pytestmark = pytest.mark.slow  # processes that each import torch, two by two
+
 START_S = 120.0  # torch is imported twice, on two busy cores
 ITEMS = [
     {"question": "What is 2 times 3?", "answer": "It is 6.", "explanation": "\n\nis carry so of"},
@@ -204,7 +206,6 @@ def test_sigterm_ends_both(pair: Process) -> None:
     pair.follower.wait(10)
 
 
-@pytest.mark.slow
 def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
     process = Process(shared, formats_dir)
     try:
@@ -225,7 +226,6 @@ def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
         process.end()
 
 
-@pytest.mark.slow
 def test_a_leader_that_is_killed_takes_its_follower_along(shared: Path, formats_dir: Path) -> None:
     process = Process(shared, formats_dir)
     try:
@@ -261,15 +261,8 @@ print("done")
 """
 
 
-@pytest.mark.slow
 def test_a_pass_that_fails_in_one_rank_only_ends_the_service(shared: Path) -> None:
     """What fails in both costs its item only. After the other, sums of one rank would meet those of another pass."""
     command = [sys.executable, "-c", RANKS_APART, str(shared / "llama")]
     ran = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=START_S)
     assert ran.stdout.endswith(b"done\n"), ran.stderr[-2000:]
-
-
-@pytest.mark.parametrize("device", ["cpu,cpu", "cuda:1"])
-def test_parts_and_replicas_exclude_each_other(settings: Callable[..., Settings], device: str) -> None:
-    with pytest.raises(ValueError, match="tensor_parallel"):
-        settings(device=device, tensor_parallel=2)

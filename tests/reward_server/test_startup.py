@@ -210,6 +210,12 @@ def test_formats_that_the_word_level_model_cannot_take_are_listed_and_refused(wo
     assert response.json()["errors"][0]["pointer"] == "/format"
 
 
+@pytest.mark.parametrize("device", ["cpu,cpu", "cuda:1"])
+def test_parts_and_replicas_exclude_each_other(settings: SettingsOf, device: str) -> None:
+    with pytest.raises(ValueError, match="tensor_parallel"):
+        settings(device=device, tensor_parallel=2)
+
+
 # The process
 
 

@@ -74,6 +74,7 @@ def test_openrlhf_shards_a_batch_over_servers_with_the_key_in_the_path(
     assert rewards == pytest.approx([native(s)["reward"] for s in samples], abs=1e-5)
 
 
+@pytest.mark.slow  # five seconds of waiting
 def test_openrlhf_has_no_reward_where_there_is_none(served: Any, sample: dict[str, Any]) -> None:
     """It tries five times, a second apart, and then has None: the step fails, and nothing became 0."""
     with served('[openrlhf]\nkl = "hosted"') as client:
@@ -100,6 +101,7 @@ def dataset(tmp_path: Path, label: dict[str, str]) -> Path:
     return file
 
 
+@pytest.mark.slow  # its own program takes ten seconds to begin
 def test_verifiers_gets_its_reward_and_metrics(
     served: Any, native: Native, sample: dict[str, Any], dataset: Path
 ) -> None:

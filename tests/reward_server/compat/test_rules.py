@@ -188,11 +188,19 @@ def test_roll_sends_its_key_under_a_name_of_its_own(
 # Time and load
 
 
-@pytest.mark.parametrize(("protocol", "status"), [("openrlhf", 504), ("slime", 504), ("nemo_gym", 200)])
-def test_a_score_that_is_late_is_a_failure(served: Any, bodies: dict[str, Any], protocol: str, status: int) -> None:
+@pytest.fixture(scope="module")
+def late(served: Any) -> Iterator[httpx.Client]:
+    """No score comes in time."""
     with served(every('kl = "hosted"\ndeadline_s = 1e-6')) as client:
-        reply = client.post(POSTS[protocol], json=bodies[protocol])
-        figures = client.get("/metrics").text
+        yield client
+
+
+@pytest.mark.parametrize(("protocol", "status"), [("openrlhf", 504), ("slime", 504), ("nemo_gym", 200)])
+def test_a_score_that_is_late_is_a_failure(
+    late: httpx.Client, bodies: dict[str, Any], protocol: str, status: int
+) -> None:
+    reply = late.post(POSTS[protocol], json=bodies[protocol])
+    figures = late.get("/metrics").text
     assert reply.status_code == status
     assert "deadline_exceeded" in reply.text
     if protocol == "nemo_gym":  # the judge's fault and not the sample's: it may be tried again
@@ -220,8 +228,8 @@ def test_a_full_queue_refuses_with_retry_after_unless_the_trainer_would_make_it_
     with served(every('kl = "hosted"'), max_items=1, max_queue=2, batch_window_ms=300) as client:
         with ThreadPoolExecutor(12) as pool:
             replies = list(pool.map(asked, itertools.repeat("slime", 12), range(12)))
-            submitted = list(pool.map(asked, itertools.repeat("roll", 6), range(6)))
-            verified = list(pool.map(asked, itertools.repeat("nemo_gym", 6), range(6, 12)))
+            submitted = list(pool.map(asked, itertools.repeat("roll", 4), range(4)))
+            verified = list(pool.map(asked, itertools.repeat("nemo_gym", 4), range(4, 8)))
         refused = [reply for reply in replies if reply.status_code == 429]
         assert refused
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
@@ -265,13 +273,18 @@ def leaking(protocol: str, body: dict[str, Any], index: int) -> dict[str, Any]:
     return changed
 
 
+@pytest.fixture(scope="module")
+def watchful(served: Any) -> Iterator[httpx.Client]:
+    with served(every('kl = "ss_only"\nguard_window = 10')) as client:
+        yield client
+
+
 @pytest.mark.parametrize("protocol", POSTS)
 def test_questions_with_their_answers_are_flagged_counted_and_then_refused(
-    served: Any, bodies: dict[str, Any], protocol: str
+    watchful: httpx.Client, bodies: dict[str, Any], protocol: str
 ) -> None:
-    with served(every('kl = "ss_only"\nguard_window = 10')) as client:
-        replies = [client.post(POSTS[protocol], json=leaking(protocol, bodies[protocol], index)) for index in range(12)]
-        figures = client.get("/metrics").text
+    replies = [watchful.post(POSTS[protocol], json=leaking(protocol, bodies[protocol], index)) for index in range(12)]
+    figures = watchful.get("/metrics").text
     assert [reply.status_code for reply in replies[:9]] == [200] * 9
     assert (replies[-1].status_code, replies[-1].json()["type"]) == (422, "answer_in_question")
     if protocol != "roll":  # its flag comes with the result
