@@ -23,6 +23,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import RouteContext, iter_route_contexts
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rlt_client.errors import RLTError
 from rlt_client.schemas.common import Problem
@@ -31,6 +32,7 @@ from rlt_service.access import RequestLog
 from rlt_service.auth import PUBLIC_PATHS, Authenticator, is_public, undeclared_routes
 from rlt_service.key_files import observe_keys
 from rlt_service.keys import KeyStore
+from rlt_service.logs import redact
 from rlt_service.metrics import Metrics, http_observer
 from rlt_service.problems import MEDIA_TYPE, ProblemBodies
 from rlt_service.rates import RateLimiter
@@ -81,7 +83,7 @@ def create_app(
         telemetry=telemetry.config(),
         docs_url=None,  # both pages load their scripts from another host
         redoc_url=None,
-        redirect_slashes=False,  # it would send callers, with their keys, to whatever host and scheme it was called by
+        redirect_slashes=False,  # to an absolute address, of whatever host and scheme the caller named: `OneSpelling`
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings, app.state.metrics = settings, metrics
@@ -99,6 +101,7 @@ def create_app(
 def _middleware(metrics: Metrics) -> list[Middleware]:
     """From the outside in."""
     return [
+        Middleware(OneSpelling),
         Middleware(CorrelationIdMiddleware, header_name="x-request-id", validator=_valid_request_id),
         Middleware(RequestLog),
         Middleware(ProblemBodies),
@@ -109,6 +112,18 @@ def _middleware(metrics: Metrics) -> list[Middleware]:
             excluded_handlers=[f"^{path}$" for path in PUBLIC_PATHS],
         ),
     ]
+
+
+class OneSpelling:
+    """A path with a slash at its end is the one without: trainers' clients put addresses together as they like."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self.app(scope, receive, send)
 
 
 class _App(FastAPI):
@@ -137,4 +152,5 @@ def _is_strict(route: RouteContext) -> bool:
 
 
 def _valid_request_id(value: str) -> bool:
-    return _REQUEST_ID.fullmatch(value) is not None
+    """A key that came into the wrong header would be told to everybody who reads logs and replies."""
+    return _REQUEST_ID.fullmatch(value) is not None and redact(value) == value

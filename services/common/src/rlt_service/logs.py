@@ -17,6 +17,7 @@ from asgi_correlation_id import correlation_id
 from opentelemetry import trace
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from rlt_service.hidden import without
 from rlt_service.keys import TOKEN_PATTERN
 
 __all__ = ["bind", "bound", "configure", "redact"]
@@ -27,22 +28,26 @@ bind = structlog.contextvars.bind_contextvars
 bound = structlog.contextvars.bound_contextvars
 """The same within a block."""
 
-_SECRETS = re.compile(rf"{TOKEN_PATTERN}|(?<=[Bb]earer )[^\s'\",]+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-"""Tokens, bearer values, and user:password in addresses."""
+_SECRETS = re.compile(
+    rf"{TOKEN_PATTERN}|(?<=[Bb]earer )[^\s'\",]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|\bhf_[A-Za-z0-9]{{20,}}"
+)
+"""Tokens, bearer values, user:password in addresses (Redis' have no user), and tokens of the Hugging Face hub."""
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 _QUIET = ("httpx", "httpcore", "asyncio")
 """Libraries that tell every request at info."""
 
 
 def redact(value: Any) -> Any:
-    """The same with each secret replaced by `[redacted]`, inside dicts and lists too."""
+    """The same with each secret replaced by `[redacted]`, inside dicts and lists too; what is no JSON becomes text."""
     if isinstance(value, str):
-        return _SECRETS.sub("[redacted]", value)
+        return _SECRETS.sub("[redacted]", without(value))
     if isinstance(value, MutableMapping):
-        return {key: redact(child) for key, child in value.items()}
+        return {redact(key): redact(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
         return [redact(child) for child in value]
-    return value
+    return value if value is None or isinstance(value, int | float) else redact(str(value))  # an exception, a path
 
 
 def configure(
@@ -76,8 +81,19 @@ def _formatter(format: Literal["json", "console"], service: str | None) -> loggi
     if format == "json":
         render += [structlog.processors.JSONRenderer(default=str, ensure_ascii=False)]
     else:
-        render += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        render += [_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_enrich(), processors=render)
+
+
+def _printable(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What somebody else made up can neither begin a line of its own nor command the terminal."""
+    return {key: _tame(value, key) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _tame(text: str, key: str) -> str:
+    """A traceback has lines."""
+    tame = text.translate(_CONTROL)
+    return tame if key == "exception" else tame.replace("\n", "\\n")
 
 
 def _enrich() -> list[Processor]:

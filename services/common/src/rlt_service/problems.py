@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlt_client.errors import APIError, InvalidRequest, PayloadTooLarge, Unauthorized
 from rlt_client.schemas.common import Problem
+from rlt_service.hidden import without
+from rlt_service.keys import TOKEN_PATTERN
 from rlt_service.pointers import field_errors
 from rlt_service.routing import RefusedBody
 
@@ -27,8 +30,10 @@ _DETAILS = {404: "there is no such path", 405: "this path does not take this met
 
 
 def problem_response(problem: Problem, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """What libraries and other servers say may stand in a detail, but no secret of ours, and nobody's key."""
     filled = problem.model_copy(update={"request_id": problem.request_id or correlation_id.get()})
-    return Response(filled.model_dump_json(exclude_none=True), status, dict(headers or {}), MEDIA_TYPE)
+    body = re.sub(TOKEN_PATTERN, "[redacted]", without(filled.model_dump_json(exclude_none=True)))
+    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
 
 
 def error_response(error: APIError) -> Response:

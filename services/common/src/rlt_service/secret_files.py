@@ -14,6 +14,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
+from rlt_service.hidden import hide
 from rlt_service.settings import ServerSettings, secret_file
 
 __all__ = ["SETTLE_S", "Secret", "WatchedFile", "secret"]
@@ -92,6 +93,7 @@ class Secret:
             return
         self._wrong = False
         if value != self._value:
+            hide([value])
             self._value = value
             log.info("a secret was read again", extra={"file": str(self._file.path)})
 

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from rlt_service.hidden import hide, secrets_of, secrets_of_environment
 from rlt_service.keys import RATE_PATTERN
 
 __all__ = ["PathList", "ServerSettings", "StrList", "load", "secret_file"]
@@ -81,11 +82,13 @@ def load(settings: type[S], argv: Sequence[str] | None = None, *, prog: str | No
     """Read the settings of a process. A bad value ends it with one line per value on stderr and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return settings(_cli_parse_args=args, _cli_prog_name=prog, _secrets_dir=_secrets_dir())
+        loaded = settings(_cli_parse_args=args, _cli_prog_name=prog, _secrets_dir=_secrets_dir())
     except ValidationError as error:
         _stop(prog, _lines(settings, error))
     except SettingsError as error:
         _stop(prog, [str(error)])
+    hide([*secrets_of(loaded), *secrets_of_environment()])
+    return loaded
 
 
 def _secrets_dir() -> Path | None:
