@@ -153,8 +153,8 @@ async def run(settings: Settings) -> None:
         await until_current(database, stop)
         metrics = Metrics()
         relay = Relay(settings, database, make_celery(settings), RelayMetrics(metrics))
-        if settings.metrics_port is not None:
-            start_http_server(settings.metrics_port, registry=metrics.registry)
+        if settings.relay_metrics_port is not None:
+            start_http_server(settings.relay_metrics_port, registry=metrics.registry)
         await relay.run(stop)
     finally:
         await database.close()

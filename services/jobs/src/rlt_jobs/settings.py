@@ -121,7 +121,13 @@ class Settings(ServerSettings):
         None,
         ge=1,
         le=65535,
-        description="where a worker gives out the metrics of all its processes, or a relay its own; nowhere if unset",
+        description="where a worker gives out the metrics of all its processes; nowhere if unset",
+    )
+    relay_metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="where a relay gives out its metrics; not the worker's, beside which it may run; nowhere if unset",
     )
     traced_samples: int = Field(
         4,
