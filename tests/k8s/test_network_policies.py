@@ -16,7 +16,7 @@ STRANGER = Peer("stranger", {}, {"kubernetes.io/metadata.name": "rlt"})
 
 FROM_OUTSIDE = {
     "gateway": NEEDED["proxy"],  # in a cluster the gateway is the proxy
-    "prometheus": frozenset({"teacher", "reward", "jobs-api", "jobs-worker", "engine"}),
+    "prometheus": frozenset({"teacher", "reward", "jobs-api", "jobs-relay", "jobs-worker", "engine"}),
     "trainer": frozenset({"teacher", "reward"}),
 }
 """Whom a cluster adds to those that compose knows."""

@@ -63,8 +63,9 @@ def test_settings_are_those_of_their_programs(overlay: str, made: Path, monkeypa
         if workload.name in SERVER:
             assert unknown_variables(SERVER[workload.name], environment(workload)) == set()
             settings = settings_of(monkeypatch, workload, made)
-            ports = {"http": settings.port} | {"metrics": getattr(settings, "metrics_port", None)}
-            assert {ports[name] for name in workload.ports()} == set(workload.ports().values())
+            metrics = "relay_metrics_port" if workload.name == "jobs-relay" else "metrics_port"
+            ports = {"http": settings.port, "metrics": getattr(settings, metrics, None)}
+            assert {name: ports[name] for name in workload.ports()} == workload.ports()
             assert settings.host == "0.0.0.0" or "http" not in workload.ports()
             assert settings.keys, "its secret has the keys that it accepts"
             seen.add(workload.name)
