@@ -13,7 +13,8 @@ USAGE = """usage: rlt-jobs COMMAND [settings]
   api      serve /builds, /datasets, /versions and /uploads
   relay    send queued messages, take back lost leases, ring again for what was forgotten; any number may run
   worker   make samples: a Celery worker of RLT_JOBS_CONCURRENCY processes
-  migrate  bring the database to the newest schema
+  migrate  bring the database to the newest schema; --check only says whether it is, --dry-run prints the SQL,
+           --to REVISION goes there, back too (--accept-loss: with what the older schema has no place for)
   check    prove that every file is whole, every sample points at its row and every count is right
   sweep    remove what was deleted long enough ago and files that nobody reads; --dry-run only says what
   quota    show OWNER | set OWNER NAME=NUMBER…: what an owner may ask for at once
@@ -63,7 +64,7 @@ def _relay(args: list[str]) -> int:
     settings = load(Settings, args, prog="rlt-jobs relay")
     from rlt_jobs import relay
 
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, service="rlt-jobs relay")
     asyncio.run(relay.run(settings))
     return 0
 
@@ -84,20 +85,13 @@ def _worker(args: list[str]) -> int:
 
 
 def _migrate(args: list[str]) -> int:
+    from rlt_jobs import migrate
     from rlt_jobs.settings import Settings
     from rlt_service.settings import load
 
-    settings = load(Settings, args, prog="rlt-jobs migrate")
-    from sqlalchemy.exc import OperationalError
-
-    from rlt_jobs import migrate
-
-    try:
-        migrate.upgrade(settings.database_url)
-    except OperationalError as error:
-        sys.stderr.write(f"rlt-jobs migrate: error: {error.orig}\n")
-        return 1
-    return 0
+    prog = "rlt-jobs migrate"
+    asked, rest = migrate.parser(prog).parse_known_args(args)
+    return migrate.main(load(Settings, rest, prog=prog).database_url, asked, prog)
 
 
 def _check(args: list[str]) -> int:
