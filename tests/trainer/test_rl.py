@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from plugins.scripted_rl import ScriptedRewards
 from safetensors.torch import load_file
 
 from rlt_client import TeacherClient
+from rlt_client.formats import Format, shipped_formats
+from rlt_client.prompts import TextCodec
 from rlt_client.schemas.policies import ActivatePolicy, LoadPolicy
 from rlt_reward_server import app as reward_app
 from rlt_reward_server.settings import Settings as RewardSettings
@@ -25,13 +29,15 @@ from rlt_trainer.config import RLConfig
 from rlt_trainer.errors import BadConfig, Diverged, StalePolicy
 from rlt_trainer.rl.engines import Ask, Completion, Published, TeacherEngine
 from rlt_trainer.rl.problems import Problem
-from rlt_trainer.rl.rewards import Rewarded
+from rlt_trainer.rl.rewards import Rewarded, ServerRewards
 from rlt_trainer.rl.rollout import RollOut
 from rlt_trainer.rl.run import run
+from rlt_trainer.texts import Writer
 from rlt_trainer.tiny import problems
 
 STEPS = 3
 CLOSE_NATS = 1e-3  # what float32 is held to
+NO_TOKENS = pytest.raises(BadConfig, match=r"does not take this run's tokens: .* the same tokenizer")
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,36 @@ def test_a_solver_is_rewarded_for_right_answers(world: World, first_weights: Non
     for row in table.itertuples():
         given = row.completion.partition("#")[2].removesuffix("$").strip()
         assert row.reward == float(given == row.answer and row.completion.endswith("$"))
+
+
+# Whom a run may be rewarded by
+
+
+def rewards_of(world: World, codec: TextCodec, format: Format) -> ServerRewards:
+    return ServerRewards(world.config("any").reward, key=None, writer=Writer(codec, format), temperature=0.7)
+
+
+async def test_a_reward_server_that_reads_other_tokens_is_refused(world: World, tmp_path: Path) -> None:
+    """As many tokens, two of which have changed places: every id would be scored, as another text."""
+    mini, own = shipped_formats()["mini"], TextCodec.of_folder(world.model)
+    other = tmp_path / "other"
+    shutil.copytree(world.model, other)
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"41"', '"swap"').replace('"17"', '"41"').replace('"swap"', '"17"'))
+    for codec, refusal in ((own, nullcontext()), (TextCodec.of_folder(other), NO_TOKENS)):
+        rewards = rewards_of(world, codec, mini)
+        with refusal:
+            await rewards.prove()
+        await rewards.aclose()
+
+
+async def test_a_reward_server_with_another_format_of_the_name_is_refused(world: World) -> None:
+    mini = shipped_formats()["mini"]
+    changed = mini.model_copy(update={"student": mini.student.model_copy(update={"open": " >> "})})
+    rewards = rewards_of(world, TextCodec.of_folder(world.model), changed)
+    with pytest.raises(BadConfig, match="the reward server's format is"):
+        await rewards.prove()
+    await rewards.aclose()
 
 
 # What an engine must not do

@@ -115,7 +115,7 @@ class _RollOuts:
 
     async def _roll(self, problems: Sequence[Problem], seeds: Sequence[int], overlap: bool) -> Rolled:
         engine = TeacherEngine(self._rollout, key=None, stop=[self._writer.format.teacher.close])
-        rewards = ServerRewards(self._reward, key=None, format=FORMAT, temperature=self._rollout.temperature)
+        rewards = ServerRewards(self._reward, key=None, writer=self._writer, temperature=self._rollout.temperature)
         roll_out = RollOut(engine, rewards, overlap=overlap, together=self._rollout.together)
         try:
             rolled = await roll_out(problems, seeds, await self._weights())

@@ -147,7 +147,7 @@ class _Session:
         return ServerRewards(
             config.reward,
             key=key_of(config.reward.key_env),
-            format=config.texts.format,
+            writer=self._writer,
             temperature=config.rollout.temperature,
         )
 
@@ -217,6 +217,7 @@ class _Session:
             self._turns.check(trainer.state.global_step, self._weights)
         if self._student is None and isinstance(self._rewards, ServerRewards):
             self._student = self._portal.call(self._rewards.hold, self._wanted_student())
+            self._portal.call(self._rewards.prove)
         self._publishing_s = time.perf_counter() - began
 
     def _wanted_student(self) -> Student | None:

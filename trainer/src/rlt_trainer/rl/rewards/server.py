@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from rlt_client.aio import AsyncRewardClient, ScoredItem
 from rlt_client.errors import NotFound
+from rlt_client.prompts import content
 from rlt_client.schemas.reward import Detail, RewardItem, SpecRequest, TeacherTokens
 from rlt_trainer.config.rl import Reward
 from rlt_trainer.errors import BadConfig, StaleStudent
@@ -17,24 +18,27 @@ from rlt_trainer.rl.engines.base import Completion
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards.base import Rewarded
 from rlt_trainer.rl.rewards.students import Student, settle
+from rlt_trainer.texts import Writer
 
 __all__ = ["ServerRewards"]
 
 UNKNOWN: Final = "unknown_student"
+UNREADABLE: Final = "teacher_logprobs_unusable"
+PROBE: Final = "probe"  # the revision of what nobody sampled
 
 
 class ServerRewards:
     """Args:
-    format: name of the prompt format.
+    writer: of the model that is trained.
     temperature: that completions are sampled at; the reward's for the teacher's log-probs, where `config` names none.
 
     Raises:
         BadConfig: there is no such reward, or it wants log-probs at another temperature.
     """
 
-    def __init__(self, config: Reward, *, key: str | None, format: str, temperature: float) -> None:
+    def __init__(self, config: Reward, *, key: str | None, writer: Writer, temperature: float) -> None:
         self._config = config
-        self._format = format
+        self._writer = writer
         self._temperature = temperature
         self._spec = _spec(config.spec, temperature)
         self._client = AsyncRewardClient(config.url, key=key, deadline=config.patience_s, patience=config.patience_s)
@@ -47,6 +51,28 @@ class ServerRewards:
         self._student = await settle(self._client, self._config.student, wanted)
         self._settled += 1
         return self._student
+
+    async def prove(self) -> None:
+        """The server reads the ids of this run as the texts that they are, and by the same format.
+
+        Raises:
+            BadConfig: it does not, and all its rewards would be those of other texts.
+        """
+        format, told = self._writer.format, self._writer.format.probe
+        ids = self._writer.codec.encode([content(told.explanation)]).ids
+        made = Completion(ids, [-1.0] * len(ids), "length", PROBE)  # its closing tag is the format's affair
+        item = self._item(Problem(told.question, told.answer, None, []), made)
+        item = item.model_copy(update={"completion": told.explanation})
+        scored, ours = await self._asked(item), format.ref
+        if scored.format.hash != ours.hash:
+            raise BadConfig(
+                f"the reward server's format is {scored.format}, this run's {ours}: give both the same file"
+            )
+        if scored.score.error is not None and scored.score.error.type == UNREADABLE:
+            raise BadConfig(
+                f"the reward server does not take this run's tokens: {scored.score.error.detail}. Want a student with "
+                "the same tokenizer, or --teacher-tokenizer and the preset rlt_segments"
+            )
 
     async def score(self, problem: Problem, completion: Completion) -> Rewarded:
         """As `Rewards.score`. A server that was started anew is given the student again, if it is one of this run.
@@ -69,14 +95,21 @@ class ServerRewards:
         """None where another student than the one held to scored it, or there is none."""
         held = self._student
         try:
-            scored = await self._client.score_item(
-                item, spec=self._spec, format=self._format, student=self._config.student, detail=Detail.components
-            )
+            scored = await self._asked(item)
         except NotFound as error:
             if held is None or error.type != UNKNOWN:
                 raise
             return None
         return scored if held is None or scored.student.revision == held.revision else None
+
+    async def _asked(self, item: RewardItem) -> ScoredItem:
+        return await self._client.score_item(
+            item,
+            spec=self._spec,
+            format=self._writer.format.name,
+            student=self._config.student,
+            detail=Detail.components,
+        )
 
     def _item(self, problem: Problem, completion: Completion) -> RewardItem:
         return RewardItem(
