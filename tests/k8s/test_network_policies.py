@@ -18,6 +18,7 @@ FROM_OUTSIDE = {
     "gateway": NEEDED["proxy"],  # in a cluster the gateway is the proxy
     "prometheus": frozenset({"teacher", "reward", "jobs-api", "jobs-relay", "jobs-worker", "engine"}),
     "trainer": frozenset({"teacher", "reward"}),
+    "backup": frozenset({"postgres"}),
 }
 """Whom a cluster adds to those that compose knows."""
 
