@@ -16,6 +16,7 @@ import pytest
 from plugins.traces import Collector
 
 from rlt_client import JobsClient, RewardClient, TeacherClient
+from rlt_local.ports import free
 from rlt_local.state import StackRecord, StateFolder
 
 RLT = Path(sys.executable).with_name("rlt")
@@ -89,11 +90,21 @@ def run_fixture() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Stack]:
+def metrics_ports() -> dict[str, int]:
+    """Where the stack's worker and relay give out their metrics."""
+    return dict(zip(("worker", "relay"), free(2), strict=True))
+
+
+@pytest.fixture(scope="session")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, collector: Collector, metrics_ports: dict[str, int]
+) -> Iterator[Stack]:
     """It is traced, by `collector`."""
+    ports = {"RLT_JOBS_METRICS_PORT": metrics_ports["worker"], "RLT_JOBS_RELAY_METRICS_PORT": metrics_ports["relay"]}
+    env = collector.environment() | {name: str(port) for name, port in ports.items()}
     root = tmp_path_factory.mktemp("stack")
     made = Stack(StateFolder(root / "state"), root)
-    started = run("up", "--detach", "--ports", "free", state=made.folder.root, cwd=root, env=collector.environment())
+    started = run("up", "--detach", "--ports", "free", state=made.folder.root, cwd=root, env=env)
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield made

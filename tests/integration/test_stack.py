@@ -17,7 +17,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from observability.exposed import JOBS, series
 from plugins.traces import Collector, SeenSpan
+from prometheus_client.parser import text_string_to_metric_families
 
 from rlt_client import (
     BuildProblem,
@@ -124,6 +126,40 @@ def test_a_build_is_one_trace_from_its_submission_to_a_score(stack, jobs: JobsCl
     tokens = [path.read_text().strip() for path in stack.folder.key_file.parent.glob("*.key")]
     assert tokens
     assert not [span.name for span in collector.spans if any(token in span.text for token in tokens)]
+
+
+def test_what_is_watched_is_what_running_programs_give_out(stack, metrics_ports: dict[str, int]) -> None:
+    """Dashboards and alerts are held to the programs' registries; here these are held to the programs at work."""
+    urls = {"rlt-teacher": stack.url("teacher"), "rlt-reward": stack.url("reward"), "rlt-jobs-api": stack.url("jobs")}
+    urls |= {f"rlt-jobs-{name}": f"http://127.0.0.1:{port}" for name, port in metrics_ports.items()}
+    moved: set[str] = set()
+    for job in JOBS:
+        text = httpx.get(f"{urls[job]}/metrics").text
+        found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        known = series(job)
+        for sample in found:
+            if sample.name.startswith("rlt_") and not sample.name.endswith("_created"):
+                assert sample.labels.keys() == known[sample.name], sample
+        moved |= {sample.name for sample in found if sample.value > 0}
+    assert moved >= {
+        "rlt_http_requests_total",
+        "rlt_teacher_samples_total",
+        "rlt_teacher_engine_up",
+        "rlt_reward_items_total",
+        "rlt_reward_tokens_total",
+        "rlt_jobs_leases_total",
+        "rlt_jobs_flushed_samples_total",
+        "rlt_jobs_relayed_messages_total",
+        "rlt_jobs_builds_ended",
+        "rlt_jobs_store_bytes",
+    }
+
+
+def test_the_doctor_finds_nothing_wrong(stack) -> None:
+    told = json.loads(stack.rlt("doctor", "--json"))
+    assert told["ok"], told
+    ill = [each["says"] for each in told["findings"] if each["level"] != "ok"]
+    assert all("disk fills up" in says for says in ill)  # this machine's own
 
 
 def _ancestors(spans: dict[str, SeenSpan], span: SeenSpan) -> Iterator[SeenSpan]:
