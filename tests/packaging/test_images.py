@@ -75,9 +75,11 @@ def test_it_says_what_it_is_and_whether_it_is_well(dockerfile):
 
 
 @each_python_image
-def test_the_final_stage_takes_what_was_made_and_installs_nothing(dockerfile):
+def test_the_final_stage_takes_what_was_made_and_nothing_to_make_more(dockerfile):
     final = final_stage(dockerfile)
-    assert not any(word in line for line in final for word in ("pip ", "apt-get", "gcc", "build-essential"))
+    assert not any(word in line for line in final for word in ("pip ", "gcc", "build-essential", "-dev"))
+    lists_of_packages = "rm -rf /var/lib/apt/lists/*"
+    assert all(lists_of_packages in line for line in final if "apt-get" in line)
     assert {line.split()[1] for line in final if line.startswith("COPY ")} <= {"--from=packages", "--from=code"}
 
 
