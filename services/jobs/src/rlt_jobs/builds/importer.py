@@ -96,6 +96,8 @@ class _Import:
             await session.flush()
             if batch.ended:
                 await intake.tell_duplicates(session, build)
+            if not batch.ended:
+                await quotas.admit_so_far(session, self._settings, build)
             if batch.ended and build.problems:
                 await quotas.admit_samples(session, self._settings, build)
                 await repository.start(session, build, shard_samples=self._settings.shard_samples)

@@ -27,6 +27,7 @@ __all__ = [
     "admit_build",
     "admit_retry",
     "admit_samples",
+    "admit_so_far",
     "admit_upload",
     "limits",
     "set_quota",
@@ -140,6 +141,17 @@ async def admit_samples(session: AsyncSession, settings: Settings, build: Build)
                 type="quota_exceeded",
                 retry_after=3600,
             )
+
+
+async def admit_so_far(session: AsyncSession, settings: Settings, build: Build) -> None:
+    """While the problems of a build are counted: one that is too large by itself needs no row more.
+
+    Raises:
+        Forbidden: `quota_exceeded`.
+    """
+    most = (await limits(session, settings, build.owner)).queued_samples
+    if most is not None and build.kind in COMPUTED and build.problems * build.n > most:
+        raise _forbidden(f"this build asks for {build.problems * build.n} samples and more, of {most} at most")
 
 
 async def admit_retry(session: AsyncSession, settings: Settings, build: Build) -> None:

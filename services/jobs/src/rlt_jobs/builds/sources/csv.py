@@ -22,13 +22,13 @@ def rows(file: IO[bytes], at: Position, source: Source, kind: BuildKind) -> Iter
     """The rows of plain text from a position on; each has the line that it begins in.
 
     Raises:
-        SourceError: no header, a column that stands in it twice, or one that is missing.
+        SourceError: no header, a column that stands in it twice, or one that is missing; blank lines without an end.
     """
     csv.field_size_limit(lines.MAX_LINE)  # the module's own limit would refuse long texts
     header = _Records(file, START)
     names = _names(header)
     check_columns(names, source, kind)
-    records = _Records(file, max(at, header.position))
+    records, blank = _Records(file, max(at, header.position)), 0
     while True:
         line = records.position.line + 1
         try:
@@ -38,6 +38,8 @@ def rows(file: IO[bytes], at: Position, source: Source, kind: BuildKind) -> Iter
             continue
         if fields is None:
             return
+        blank = 0 if fields else blank + 1
+        lines.check_blank(blank, line)
         if fields:
             yield _row(line, names, fields, records.position)
 

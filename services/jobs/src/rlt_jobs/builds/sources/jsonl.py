@@ -15,11 +15,18 @@ __all__ = ["rows"]
 
 
 def rows(file: IO[bytes], at: Position) -> Iterator[Row]:
-    """The rows of plain text from a position on."""
-    reader = Lines(file, at)
+    """The rows of plain text from a position on.
+
+    Raises:
+        SourceError: blank lines without an end.
+    """
+    reader, blank = Lines(file, at), 0
     while raw := reader.read():
         if not raw.strip():
+            blank += 1
+            lines.check_blank(blank, reader.position.line)
             continue
+        blank = 0
         end = reader.position
         try:
             yield Row(end.line, _object(raw, too_long=reader.too_long), "", end)

@@ -10,10 +10,11 @@ from typing import IO, Any
 
 from rlt_jobs.builds.sources.rows import Position, SourceError
 
-__all__ = ["BOM", "MAX_LINE", "Lines", "not_text", "plain", "readable"]
+__all__ = ["BOM", "MAX_BLANK", "MAX_LINE", "Lines", "check_blank", "not_text", "plain", "readable", "too_much"]
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE = 64 * 2**20  # bytes; a longer line is a file of another kind
+MAX_BLANK = 1_000_000  # lines in a row: no tool writes so many, and a file of nothing else takes hours to read
 HEAD = 16  # bytes that tell what a file is
 
 GZIP = b"\x1f\x8b"
@@ -29,16 +30,36 @@ OTHERS = {
 """What files of other kinds begin with."""
 
 
-def plain(file: IO[bytes]) -> IO[bytes]:
+class _Bounded(gzip.GzipFile):
+    """Gives no more than `most` bytes: a gigabyte of blank lines takes a megabyte."""
+
+    most: int | None = None
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(size)
+        if self.most is not None and self.tell() > self.most:
+            raise too_much(self.most)
+        return line
+
+
+def too_much(most: int) -> SourceError:
+    return SourceError("too_much_text", f"the file holds more than {most} bytes of text, however well it is compressed")
+
+
+def plain(file: IO[bytes], most: int | None = None) -> IO[bytes]:
     """The file's text as bytes of UTF-8, decompressed where it is gzip. The caller closes `file`.
 
+    Args:
+        most: bytes of text that a compressed file may hold.
+
     Raises:
-        SourceError: empty, or a file of another kind.
+        SourceError: empty, or a file of another kind; while it is read, where it holds more.
     """
     raw: Any = file
     head = _head(raw)
     if head.startswith(GZIP):
-        raw = gzip.GzipFile(fileobj=file)
+        raw = _Bounded(fileobj=file)
+        raw.most = most
         head = _head(raw)
     if not head:
         raise SourceError("empty_source", "the file is empty")
@@ -65,6 +86,12 @@ def readable() -> Iterator[None]:
         raise SourceError("unreadable_source", f"not a whole gzip file: {error}") from error
     except OSError as error:
         raise SourceError("unreadable_source", f"the file cannot be read: {error.strerror or error}") from error
+
+
+def check_blank(count: int, line: int) -> None:
+    """Raises `SourceError`."""
+    if count > MAX_BLANK:
+        raise SourceError("unreadable_source", f"more than {MAX_BLANK} blank lines in a row, up to line {line}")
 
 
 def _head(file: IO[bytes]) -> bytes:

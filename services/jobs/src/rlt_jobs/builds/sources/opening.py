@@ -72,7 +72,8 @@ class Sources:
             return
         file, format = self._open(source, upload)
         with closing(file):
-            yield from _rows_of_file(file, format, at, source, kind)
+            most = self._settings.max_upload_bytes if upload is not None else None  # other files are the operator's
+            yield from _rows_of_file(file, format, at, source, kind, most)
 
     def _open(self, source: Source, upload: Stored | None) -> tuple[IO[bytes], SourceFormat]:
         if upload is not None:
@@ -115,13 +116,13 @@ class Sources:
 
 
 def _rows_of_file(
-    file: IO[bytes], format: SourceFormat, at: Position, source: Source, kind: BuildKind
+    file: IO[bytes], format: SourceFormat, at: Position, source: Source, kind: BuildKind, most: int | None
 ) -> Iterator[Row]:
     if format is SourceFormat.parquet:
-        yield from parquet.rows(file, at, source, kind)
+        yield from parquet.rows(file, at, source, kind, most)
         return
     with lines.readable():
-        text = lines.plain(file)
+        text = lines.plain(file, most)
         if format is SourceFormat.csv:
             yield from csv.rows(text, at, source, kind)
         else:
