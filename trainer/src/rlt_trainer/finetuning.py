@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig as Arguments
 from trl.trainer.sft_trainer import SFTTrainer
 
-from rlt_trainer import checkpoints
+from rlt_trainer import checkpoints, record
 from rlt_trainer.arguments import shared_arguments
 from rlt_trainer.callbacks import Sealing, equip
 from rlt_trainer.config import DistillConfig, SFTConfig
@@ -45,6 +45,8 @@ def finetune(config: SFTConfig | DistillConfig, tokenizing: Tokenizing) -> Path:
     with state.main_process_first(), state.local_main_process_first():
         resume = checkpoints.starting_point(config.output, resume=config.checkpoints.resume)
         examples = tokenized(config.data, tokenizing, config.output / "tokens")
+    if state.is_main_process:
+        record.keep(config, goes_on=resume is not None)
     with Stop() as stop:
         trainer = _trainer(config, arguments, examples, tokenizing)
         equip(trainer, Sealing(config.checkpoints.keep), Stopping(stop))

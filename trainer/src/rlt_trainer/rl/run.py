@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rlt_trainer import checkpoints
+from rlt_trainer import checkpoints, record
 from rlt_trainer.answers import check_right_answer
 from rlt_trainer.callbacks import Sealing, equip
 from rlt_trainer.config.rl import RewardSource, RLConfig, RolloutEngine
@@ -114,6 +114,8 @@ class _Session:
         self._trainer = self._make_trainer(arguments)
 
     def train(self) -> Path:
+        if self._trainer.accelerator.is_main_process:
+            record.keep(self._config, goes_on=self._resume is not None)
         self._trainer.train(resume_from_checkpoint=str(self._resume) if self._resume else None)
         self._stop.check_done(self._trainer.state)
         return save_trained(self._trainer, self._config.model, self._config.output)
