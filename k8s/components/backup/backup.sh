@@ -16,6 +16,7 @@ umask 077
 
 BACKUPS=${BACKUPS:-/backups}
 STORE=${STORE-/store}
+case $STORE in s3://*) STORE= ;; esac
 KEEP=${KEEP:-14}
 SECRET=${RLT_SECRETS_DIR:-/run/secrets}/rlt_jobs_database_url
 DATABASE=${RLT_JOBS_DATABASE_URL:-$(cat "$SECRET")}

@@ -12,6 +12,7 @@ set -euo pipefail
 
 BACKUPS=${BACKUPS:-/backups}
 STORE=${STORE-/store}
+case $STORE in s3://*) STORE= ;; esac
 SECRET=${RLT_SECRETS_DIR:-/run/secrets}/rlt_jobs_database_url
 DATABASE=${RLT_JOBS_DATABASE_URL:-$(cat "$SECRET")}
 DATABASE=${DATABASE/+psycopg/}
