@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos compose-test lint format types lock clean
+.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos compose-test lint format types lock audit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -81,6 +81,10 @@ format: setup ## write the code the way `make lint` wants it
 
 types: setup
 	@$(PY) -m mypy
+
+audit: ## advisories against what the locks name; needs an advisory service, and fails where it reaches none
+	@requirements/install.sh audit
+	@.audit/bin/python requirements/audit.py
 
 lock: ## resolve requirements/*.in again (needs uv)
 	requirements/lock.sh dev engine clients fp8 audit build jobs reward teacher trainer
