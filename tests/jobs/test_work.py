@@ -401,9 +401,18 @@ async def test_a_scorer_that_changes_between_leases_is_noticed(
     async with services.database.begin() as session:
         shard = await session.get_one(Shard, second)
         assert await session.scalar(select(func.count()).where(Sample.build_id == build_id)) == 1
-    assert shard.state is ShardState.ready
+        build = await session.get_one(Build, build_id)
+        assert (build.state, (build.error or {})["type"]) == (BuildState.failed, "scorer_changed")
+    assert (shard.state, shard.barren) == (ShardState.ready, 0)
     assert shard.error is not None
     assert "sha256:1" in shard.error
+
+    monkeypatch.undo()
+    async with services.database.begin() as session:
+        await lifecycle.resume(session, await session.get_one(Build, build_id))
+    await work_shard(services, second)
+    async with services.database.begin() as session:
+        assert (await session.get_one(Build, build_id)).state is BuildState.finishing
 
 
 async def test_a_database_that_goes_away_for_a_moment_is_waited_for(

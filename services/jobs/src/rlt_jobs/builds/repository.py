@@ -349,7 +349,8 @@ async def pin_scorer(session: AsyncSession, build_id: int, key: ScorerKey) -> in
     if pinned != scorer_id:
         raise ScorerChanged(
             f"this build's scores are by scorer {pinned}; the reward server is now student {key.student} "
-            f"({key.student_revision}, {key.engine}, {key.dtype}), format {key.format_name} ({key.format_hash})"
+            f"({key.student_revision}, {key.engine}, {key.dtype}), format {key.format_name} ({key.format_hash}). "
+            "`resume` goes on once the old one is back"
         )
     return scorer_id
 

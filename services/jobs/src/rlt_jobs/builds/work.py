@@ -19,6 +19,7 @@ from rlt_client.schemas.builds import BuildKind, BuildState
 from rlt_jobs.builds import lifecycle, stalls
 from rlt_jobs.builds.control import Control
 from rlt_jobs.builds.models import Build
+from rlt_jobs.builds.repository import ScorerChanged
 from rlt_jobs.builds.running import NotReady, Run
 from rlt_jobs.builds.sampler import Misconfigured, Unhealthy
 from rlt_jobs.builds.services import Services, Stopped, unwrapped
@@ -140,7 +141,7 @@ class _Shift:
                 await self._ended_early(lease, error)
 
     async def _ended_early(self, lease: Claimed, error: Exception) -> None:
-        blameless = isinstance(error, Stopped | NotReady | Misconfigured)
+        blameless = isinstance(error, Stopped | NotReady | Misconfigured | ScorerChanged)
         if isinstance(error, Unhealthy) and not blameless:
             blameless = error.refused or not await self._well_again()
         if isinstance(error, Stopped):
@@ -172,6 +173,8 @@ class _Shift:
             await give_back(session, lease, blameless=blameless, max_barren=most, error=reason)
             if isinstance(error, Misconfigured):  # locks are taken in one order: shard, then build
                 await lifecycle.fail(session, lease.build_id, error.problem)
+            elif isinstance(error, ScorerChanged):  # and every other shard would find the same
+                await lifecycle.fail(session, lease.build_id, error.problem())
             if hindered := self._services.servers.hindered():
                 await stalls.stall_all(session, *hindered)
             elif isinstance(error, Stopped):
