@@ -287,29 +287,3 @@ def test_a_running_stream_is_finished_after_sigterm():
                 assert list(names)[-1] == "done"
         thread.join(20)
     assert not thread.is_alive()
-
-
-# vLLM
-
-
-@pytest.mark.engine
-def test_a_client_that_leaves_is_seen_on_vllm_s_own_gauge(vllm_engine, settings, problem):
-    from rlt_teacher_server.app import build
-
-    def running_there():
-        lines = httpx.get(f"{vllm_engine}/metrics").text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_requests_running"))
-
-    with (
-        running(lambda: build(settings(engine=vllm_engine))) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
-        body = problem | {"n": 128, "max_tokens": 240, "temperature": 2.0, "stream": True}  # seconds of work
-        with client.stream("POST", "/explain", json=body) as response:
-            names = (name for name, _ in read(response.iter_lines()))
-            assert [next(names) for _ in range(2)] == ["started", "delta"]
-            until(lambda: running_there() > 0)
-        began = time.monotonic()
-        until(lambda: running_there() == 0)
-        assert value(client, "rlt_teacher_samples_inside ") == 0
-    assert time.monotonic() - began < 10
