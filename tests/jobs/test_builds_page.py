@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "builds.md").read_text()
 SOURCES = ROOT / "services" / "jobs" / "src" / "rlt_jobs"
 OF_THE_CLIENT = {"invalid_request", "not_found", "payload_too_large"}
+# by a default_type, or as a plain string
 MADE_ELSEWHERE = {
     "store_unavailable",
     "store_full",
