@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rlt_teacher_server.app import build
 from rlt_teacher_server.settings import Settings
 
 pytestmark = pytest.mark.engine
+UNLOADED_S = 30.0  # on busy cores
 PROBLEM = {"question": "Q 36 A +5 B *3 C +11 D +5", "answer": "17"}
 
 
@@ -67,6 +69,8 @@ def test_policies_in_vllm(
 
 
 def _unloaded(url: str) -> None:
-    """vLLM's own word for it."""
-    names = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
-    assert not [name for name in names if name.startswith("lora-")]
+    """vLLM's own word for it: an adapter goes when nobody holds it any more."""
+    limit = time.monotonic() + UNLOADED_S
+    while names := [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"] if model["parent"]]:
+        assert time.monotonic() < limit, names
+        time.sleep(0.05)
