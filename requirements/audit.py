@@ -2,7 +2,7 @@
 
     0  every package of every lock was looked up, and nothing is known against it
     1  there are advisories that nobody has accepted
-    2  some packages could not be looked up (no network, a mirror without the advisory service): that is no "nothing known"
+    2  some packages could not be looked up, with no network or by a mirror that has no advisories: no good news
 
 An advisory that does not concern us is accepted by a line of `audit.accepted`: its id, and why.
 """
