@@ -35,6 +35,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make compose-test", description=__doc__)
     parser.add_argument("--project", default="rlt-test", help="name of the Compose project (rlt-test)")
     parser.add_argument("--no-build", action="store_true", help="take the images that are there")
+    parser.add_argument(
+        "--folder", type=Path, help="for its secrets and settings, such as that of a stack that was kept"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the stack up at the end")
     parser.add_argument("--only", choices=STEPS, action="append", help="not every step")
     args = parser.parse_args()
@@ -42,7 +45,7 @@ def main() -> int:
     if reason:
         sys.stderr.write(f"no container can be run here: {reason}\n")
         return 1
-    folder = Path(tempfile.mkdtemp(prefix="rlt-compose-"))
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="rlt-compose-"))
     return _run(Stack(args.project, folder), args, Telling())
 
 

@@ -30,7 +30,7 @@ WRITABLE = {
     "jobs-api": {"/store", "/tmp"},
     "jobs-relay": {"/store", "/tmp"},
     "jobs-worker": {"/store", "/tmp"},
-    "teacher": {"/policies", "/tmp"},
+    "teacher": {"/store", "/tmp"},
     "reward": {"/tmp"},
     "engine": {"/tmp"},
 }

@@ -123,8 +123,8 @@ def _builds(stack: Stack, rows: list[dict[str, str]]) -> str:
     counts = ended.counts
     if ended.state is not BuildState.done or (counts.samples, counts.missing) != (len(rows) * SAMPLES, 0):
         raise Failed(f"the build is {ended.state}: {counts}")
-    lines = export(stack, "chains", stack.folder / "chains.jsonl")
-    return f"POST /uploads, /builds, GET /versions/…/export: {counts.samples} samples, {lines} rows"
+    exported = export(stack, "chains", stack.folder / "chains.jsonl")
+    return f"POST /uploads, /builds, GET /versions/…/export: {counts.samples} samples, {exported}"
 
 
 def export(stack: Stack, dataset: str, to: Path) -> str:

@@ -87,7 +87,12 @@ class Stack:
         self.compose("build", timeout=BUILD_SECONDS)
 
     def up(self) -> None:
-        self.compose("up", "--detach", "--wait", "--wait-timeout", str(UP_SECONDS), timeout=UP_SECONDS + 60)
+        """Raises `Failed` with the last words of every service that is not as it must be."""
+        options = ("--detach", "--wait", "--wait-timeout", str(UP_SECONDS), "--quiet-pull")
+        try:
+            self.compose("--progress", "quiet", "up", *options, timeout=UP_SECONDS + 60)
+        except Failed as failure:
+            raise Failed(f"{failure}\n{self.compose('ps', '--all')}\n{self.logs()}") from failure
 
     def down(self, *options: str) -> None:
         self.compose("down", *options)
