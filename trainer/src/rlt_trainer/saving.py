@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from rlt_trainer.config.sections import Model
 from rlt_trainer.models import load_model
@@ -34,7 +37,8 @@ def save_trained(trainer: Trainer, model: Model, output: Path) -> Path:
         else:
             adapter = output / "adapter"
             _replace(adapter, "adapter_config.json", trained, state, tokenizer, model.dtype)
-            _replace(folder, "config.json", _merged(model, adapter), None, tokenizer, model.dtype)
+            with _whole_models(trainer.args):
+                _replace(folder, "config.json", _merged(model, adapter), None, tokenizer, model.dtype)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -67,6 +71,17 @@ def write_weights(
 def _replace(folder: Path, mark: str, *weights: Any) -> None:
     with whole(folder, replacing=mark) as fresh:
         write_weights(fresh, *weights)
+
+
+@contextmanager
+def _whole_models(args: TrainingArguments) -> Iterator[None]:
+    """What is loaded meanwhile is not divided among processes, which ZeRO-3 does to every model, with all of them."""
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]  # of transformers, which types it not
+    try:
+        yield
+    finally:
+        if args.hf_deepspeed_config is not None:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)  # type: ignore[no-untyped-call]
 
 
 def _merged(model: Model, adapter: Path) -> Any:
