@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import select
 
+from rlt_client.schemas.builds import BuildState
 from rlt_client.schemas.common import Scope
 from rlt_jobs.app import build as build_app
 from rlt_jobs.builds.models import Build, Dataset, Shard
@@ -100,7 +101,7 @@ async def test_her_things_are_not_there_for_others_and_told_as_what_never_was(
             assert shape(reply, of_ann) == shape(never, NOWHERE), f"{method} {path}"
     async with services.database.begin() as session:
         build = await session.get_one(Build, int(of_ann["build_id"]))
-        assert (build.state, build.deleted_at) == ("completed", None)
+        assert (build.state, build.deleted_at) == (BuildState.done, None)
 
 
 def shape(reply: httpx.Response, names: dict[str, str]) -> dict[str, Any]:
