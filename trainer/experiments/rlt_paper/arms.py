@@ -28,7 +28,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Traces written by a program, of a quality that is known; `shares` None: the answer alone."""
+    """Traces written by a program, of a quality that is known; `shares` None: no thought at all."""
 
     name: str
     title: str
@@ -57,7 +57,7 @@ SOURCES: Final = (
     Source("g50-l50", "good .5, leak .5", {"good": 0.5, "leak": 0.5}),
     Source("g25-s75", "good .25, skip .75", {"good": 0.25, "skip": 0.75}),
     Source("leak", "leak throughout", {"leak": 1.0}),
-    Source("answer", "the answer alone", None),
+    Source("answer", "the answer after a word of filler", None),
 )
 
 

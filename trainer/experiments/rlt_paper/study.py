@@ -111,7 +111,7 @@ class Study:
 
         def make() -> dict[str, Any]:
             log, examples = self.log(), self.examples()
-            texts = [""] * len(examples)
+            texts = [FILLER] * len(examples)
             if source.shares is not None:
                 texts = self.task.mixed(examples, source.shares, self.seed)
             traces = Traces(examples, texts, [each.answer for each in examples])
@@ -212,6 +212,7 @@ class Study:
         return Log(self.work, env or {})
 
 
+FILLER: Final = "~"  # a trace without any thought is refused as one that was lost
 _TEMPERATURES: Final = {"greedy": 0.0, "T=.7": 0.7}
 
 
