@@ -34,8 +34,9 @@ def zero3() -> Iterator[Zero3]:
     unset_hf_deepspeed_config()
 
 
+@pytest.mark.parametrize("sharded", [True, False], ids=["zero3", "whole"])
 def test_an_adapter_is_merged_by_one_process_though_models_are_divided_among_all(
-    zero3: Zero3, tiny_base: Path, tmp_path: Path
+    sharded: bool, zero3: Zero3, tiny_base: Path, tmp_path: Path
 ) -> None:
     """ZeRO-3 loads a model in all processes together; here one of them loads it, while the others wait for its end."""
     model = Model(name=str(tiny_base), dtype="float32", lora=LoRA(rank=2, alpha=4))
@@ -43,11 +44,12 @@ def test_an_adapter_is_merged_by_one_process_though_models_are_divided_among_all
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer = Trainer(trained, arguments, processing_class=AutoTokenizer.from_pretrained(tiny_base))
     trainer.model_wrapped = Accelerator(cpu=True).prepare_model(trained)
-    arguments.hf_deepspeed_config = zero3
-    set_hf_deepspeed_config(zero3)
+    if sharded:
+        arguments.hf_deepspeed_config = zero3
+        set_hf_deepspeed_config(zero3)
 
     folder = save_trained(trainer, model, tmp_path)
 
-    assert is_deepspeed_zero3_enabled()  # for what comes after it
+    assert is_deepspeed_zero3_enabled() == sharded  # for what comes after it
     merged, base = load_file(folder / "model.safetensors"), load_file(tiny_base / "model.safetensors")
     assert all(merged[name].equal(base[name]) for name in base)  # an adapter begins as nothing

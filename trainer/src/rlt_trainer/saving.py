@@ -80,8 +80,8 @@ def _whole_models(args: TrainingArguments) -> Iterator[None]:
     try:
         yield
     finally:
-        if args.hf_deepspeed_config is not None:
-            set_hf_deepspeed_config(args.hf_deepspeed_config)  # type: ignore[no-untyped-call]
+        if (held := getattr(args, "hf_deepspeed_config", None)) is not None:  # none without DeepSpeed
+            set_hf_deepspeed_config(held)  # type: ignore[no-untyped-call]
 
 
 def _merged(model: Model, adapter: Path) -> Any:
