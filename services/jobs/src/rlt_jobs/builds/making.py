@@ -21,7 +21,10 @@ class Task(Protocol):
     """The samples of one lease: which, how each is made, and how what was made is written."""
 
     async def todo(self, session: AsyncSession) -> list[tuple[int, int]]:
-        """(problem, sample_idx) that come next; empty once all were asked for. What came before is written."""
+        """(problem, sample_idx) that come next; empty once all were asked for. What came before is written.
+
+        May be called again with nothing made in between, where the transaction did not end well: then it says the same.
+        """
 
     async def make(self, sampler: Sampler, problem: int, sample_idx: int) -> Made:
         """Raises `Unhealthy` and `Misconfigured`."""
@@ -38,10 +41,11 @@ class Task(Protocol):
 class Making:
     def __init__(self, lease: Claimed) -> None:
         self._lease = lease
-        self._problems: dict[int, Problem] | None = None
+        self._problems: dict[int, Problem] = {}
+        self._asked = False
 
     async def todo(self, session: AsyncSession) -> list[tuple[int, int]]:
-        if self._problems is not None:
+        if self._asked:
             return []
         missing = await repository.missing(session, self._lease)
         wanted = (problem for problem, _ in missing)
@@ -49,7 +53,7 @@ class Making:
         return missing
 
     async def make(self, sampler: Sampler, problem: int, sample_idx: int) -> Made:
-        assert self._problems is not None
+        self._asked = True
         return await sampler.make(self._problems[problem], sample_idx, self._lease.try_)
 
     async def write(

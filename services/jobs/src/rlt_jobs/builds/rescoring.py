@@ -58,6 +58,7 @@ class Rescoring:
         self._reading = asyncio.Lock()  # one row group is in memory
         self._room = asyncio.Semaphore(READ_AHEAD)
         self._places: dict[tuple[int, int], _Place] = {}
+        self._asked: set[tuple[int, int]] = set()
         self._problems: dict[int, Problem] = {}
 
     @classmethod
@@ -81,8 +82,8 @@ class Rescoring:
         """
         build = await session.get_one(Build, self._lease.build_id)
         found = (await session.execute(self._wanted(build.scorer_id))).all()
-        rows = [row for row in found if (row.problem, row.sample_idx) not in self._places]
-        wanted = rows if build.scorer_id is not None or self._places else rows[:1]
+        rows = [row for row in found if (row.problem, row.sample_idx) not in self._asked]
+        wanted = rows if build.scorer_id is not None or self._asked else rows[:1]
         places = {(row.problem, row.sample_idx): _Place(row.uri, row.row, row.policy_revision) for row in wanted}
         self._places |= places
         self._problems |= await repository.problems(session, build.data_id, {problem for problem, _ in places})
@@ -113,6 +114,7 @@ class Rescoring:
 
     async def make(self, sampler: Sampler, problem: int, sample_idx: int) -> Made:
         """Raises `Unhealthy` and `Misconfigured`, as `Sampler.make`."""
+        self._asked.add((problem, sample_idx))
         place = self._places[problem, sample_idx]
         async with self._room:
             async with self._reading:
