@@ -14,7 +14,7 @@ from typing import Any
 
 from compose.files import services
 from compose.stack import Stack
-from compose.topology import ADDRESSES, ALLOWED, OUTSIDE
+from compose.topology import ALLOWED, LISTENERS, OUTSIDE
 
 __all__ = ["Finding", "attack"]
 
@@ -72,6 +72,9 @@ OWN: dict[str, set[str]] = {
 }
 """The secrets that each finds in its container."""
 NO_PASSWORD = "NOAUTH"
+GREETING = "this machine"
+Place = tuple[str, int, str, str]
+"""Host, port, what is said, and how the answer begins: a regular expression."""
 ROLE = """
 import os, psycopg
 with open("/run/secrets/rlt_jobs_database_url") as file:
@@ -127,24 +130,26 @@ def _listener() -> Iterator[tuple[int, list[str]]]:
 def _accept(server: socket.socket) -> None:
     try:
         while True:
-            server.accept()[0].close()
+            with server.accept()[0] as link:
+                link.sendall(GREETING.encode())
     except OSError:  # closed: the attack is over
         return
 
 
-def _places(stack: Stack, port: int, hosts: list[str]) -> dict[str, list[tuple[str, int]]]:
-    """Where each service can be tried: by its name, and by every address that it has."""
-    found = {name: [(host, number)] for name, (host, number) in ADDRESSES.items()}
-    gateways = []
-    for name, (_, number) in ADDRESSES.items():
-        for network in stack.inspect(name)["NetworkSettings"]["Networks"].values():
-            found[name].append((network["IPAddress"], number))
-            gateways.append(network["Gateway"])
-    found[OUTSIDE] = [(host, port) for host in [*hosts, *sorted(set(filter(None, gateways)))]]
+def _places(stack: Stack, port: int, hosts: list[str]) -> dict[str, list[Place]]:
+    """Where each service can be tried, by its name and by every address that it has, and how it is known."""
+    found: dict[str, list[Place]] = {}
+    gateways: set[str] = set()
+    for name, listener in LISTENERS.items():
+        networks = stack.inspect(name)["NetworkSettings"]["Networks"].values()
+        gateways |= {network["Gateway"] for network in networks}
+        own = [name, *(network["IPAddress"] for network in networks)]
+        found[name] = [(host, listener.port, listener.hello, listener.answer) for host in own]
+    found[OUTSIDE] = [(host, port, "", GREETING) for host in [*hosts, *sorted(filter(None, gateways))]]
     return found
 
 
-def _try(stack: Stack, who: str, places: Mapping[str, list[tuple[str, int]]]) -> Iterator[Finding]:
+def _try(stack: Stack, who: str, places: Mapping[str, list[Place]]) -> Iterator[Finding]:
     calls = CALLS.get(who, [])
     orders = {
         "places": {name: where for name, where in places.items() if name != who},

@@ -5,26 +5,29 @@ Standard library only. Prints one JSON object.
 
 import json
 import os
+import re
 import socket
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ORDERS = json.loads(os.environ.get("ORDERS", "{}"))
+ANSWER = 15.0  # a server next door may be busy
 PATIENCE = 2.0  # seconds: a container next door answers at once; what is dropped silently stays silent
 
 
-def reached(places: list[list[object]]) -> bool:
-    """Whether a connection to any of these can be opened."""
-    return any(opens(str(host), int(str(port))) for host, port in places)
+def reached(places: dict[str, list[tuple[str, int, str, str]]]) -> dict[str, bool]:
+    """By target, whether it answers at any of its places; all are tried at once."""
+    flat = [(name, place) for name, where in places.items() for place in where]
+    with ThreadPoolExecutor(max(1, len(flat))) as pool:
+        answered = list(pool.map(lambda entry: answers(*entry[1]), flat))
+    return {name: any(did for (of, _), did in zip(flat, answered, strict=True) if of == name) for name in places}
 
 
-def opens(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), PATIENCE):
-            return True
-    except OSError:
-        return False
+def answers(host: str, port: int, hello: str, answer: str) -> bool:
+    """Whether what listens there is what is looked for: a gateway may accept every connection."""
+    return re.match(answer, said(host, port, hello)) is not None
 
 
 def writable(folders: list[str]) -> list[str]:
@@ -57,8 +60,8 @@ def said(host: str, port: int, text: str) -> str:
     """The first words of whoever listens there."""
     try:
         with socket.create_connection((host, port), PATIENCE) as link:
-            link.sendall(text.encode())
-            link.settimeout(PATIENCE)
+            link.sendall(text.encode("latin-1"))
+            link.settimeout(ANSWER)
             return link.recv(200).decode(errors="replace").strip()
     except OSError as error:
         return type(error).__name__
@@ -84,7 +87,7 @@ def secrets() -> list[str]:
 print(
     json.dumps(
         {
-            "reached": {name: reached(places) for name, places in ORDERS.get("places", {}).items()},
+            "reached": reached(ORDERS.get("places", {})),
             "writable": writable(ORDERS.get("folders", [])),
             "requests": [status_of(method, url, token(key)) for method, url, key in ORDERS.get("requests", [])],
             "said": [said(*order) for order in ORDERS.get("said", [])],

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["ADDRESSES", "ALLOWED", "NEEDED", "OUTSIDE"]
+from dataclasses import dataclass
 
-ADDRESSES = {
-    "postgres": ("postgres", 5432),
-    "redis": ("redis", 6379),
-    "engine": ("engine", 8000),
-    "reward": ("reward", 8002),
-    "teacher": ("teacher", 8001),
-    "jobs-api": ("jobs-api", 8003),
-    "jobs-worker": ("jobs-worker", 9100),
-    "jobs-relay": ("jobs-relay", 9100),
-    "proxy": ("proxy", 8080),
+__all__ = ["ALLOWED", "LISTENERS", "NEEDED", "OUTSIDE", "Listener"]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What listens, and how one knows that it is this and not something on the way that accepts every connection."""
+
+    port: int
+    hello: str
+    answer: str
+    """How its reply begins: a regular expression."""
+
+
+def _http(port: int, path: str = "/livez") -> Listener:
+    return Listener(port, f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n", r"HTTP/1\.[01] 200 ")
+
+
+LISTENERS = {
+    "postgres": Listener(5432, "\x00\x00\x00\x08\x04\xd2\x16\x2f", r"[SN]"),  # may we speak TLS?
+    "redis": Listener(6379, "PING\r\n", r"-NOAUTH|\+PONG"),
+    "engine": _http(8000, "/health"),
+    "reward": _http(8002),
+    "teacher": _http(8001),
+    "jobs-api": _http(8003),
+    "jobs-worker": _http(9100, "/metrics"),
+    "jobs-relay": _http(9100, "/metrics"),
+    "proxy": _http(8080),
 }
-"""What listens, by service."""
+"""By service, which is also its name in its networks."""
 
 OUTSIDE = "outside"
 """Anything that is not in the stack: the internet, the machine itself."""
