@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
-from rlt_trainer.arguments import shared_arguments
+from rlt_trainer.arguments import shared_arguments, without_cpu_number
 from rlt_trainer.config import SFTConfig
 from rlt_trainer.errors import BadConfig
 
@@ -51,13 +51,21 @@ def alone(settings: Settings, launch: Launch) -> dict[str, Any]:
 
 
 @pytest.mark.slow  # each process imports torch
-def test_two_data_parallel_processes_give_the_same(alone: dict[str, Any], settings: Settings, launch: Launch) -> None:
-    told = settings(output=alone["output"] + "-ddp")
+def test_two_data_parallel_processes_give_the_same_and_go_on(
+    alone: dict[str, Any], settings: Settings, launch: Launch
+) -> None:
+    told = settings(output=alone["output"] + "-ddp", checkpoints={"every": 3})
     done = launch("sft", told, by=(*TWO, "-m", "rlt_trainer"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{told['output']}/model\n"
     assert done.stderr.count("step 6/6  loss") == 1
-    assert farthest(weights(told["output"]), weights(alone["output"])) < 1e-5
+    before = weights(told["output"])
+    assert farthest(before, weights(alone["output"])) < 1e-5
+    for gone in ("checkpoint-6", "model"):
+        shutil.rmtree(Path(told["output"]) / gone)
+    done = launch("sft", told, by=(*TWO, "-m", "rlt_trainer"))
+    assert done.returncode == 0, done.stderr
+    assert farthest(weights(told["output"]), before) == 0
 
 
 @pytest.mark.slow
@@ -102,6 +110,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     first = {"update": "step 5/6", "writing": "step 3/6"}[point]  # after the newest whole checkpoint
     assert done.stderr.partition("  loss")[0].splitlines()[-1] == first
     assert farthest(weights(told["output"]), weights(alone["output"])) == 0
+
+
+def test_several_processes_on_cpus_have_a_device_that_checkpoints_are_read_onto(tmp_path: Path) -> None:
+    made = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    made.__dict__["_setup_devices"] = torch.device("cpu", 0)  # as accelerate names it
+    torch.save(torch.ones(1), tmp_path / "state.pt")
+    read = torch.load(tmp_path / "state.pt", map_location=without_cpu_number(made).device, weights_only=True)
+    assert read.item() == 1
 
 
 def test_the_cpu_has_one_strategy(settings: Settings) -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
+from transformers import TrainingArguments
 
 from rlt_trainer.config.base import Stage
 from rlt_trainer.config.sections import Checkpoints, Logging, Model, Strategy, Training
 from rlt_trainer.errors import BadConfig
 from rlt_trainer.launched import processes
 
-__all__ = ["BARRIER_S", "shared_arguments"]
+__all__ = ["BARRIER_S", "shared_arguments", "without_cpu_number"]
 
 BARRIER_S: Final = 7200
 """How long processes wait for one another: the first one makes tokens of a million texts, or writes a model of 32B."""
 
+A = TypeVar("A", bound=TrainingArguments)
 
 _NEEDED: Final[dict[str, str]] = {
     **{to: to for to in ("tensorboard", "wandb", "trackio")},
@@ -81,6 +83,13 @@ def shared_arguments(
         **ends,
         **_shared_by(training.strategy, recompute=model.gradient_checkpointing and wrapped),
     }
+
+
+def without_cpu_number(arguments: A) -> A:
+    """Several processes on CPUs have the device `cpu:0` by accelerate 1.15, onto which torch reads no checkpoint."""
+    if arguments.device.type == "cpu":
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")  # where `arguments.device` is kept
+    return arguments
 
 
 def _require(setting: str, *values: str) -> None:

@@ -14,7 +14,7 @@ from trl.trainer.sft_config import SFTConfig as Arguments
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rlt_trainer import checkpoints, record
-from rlt_trainer.arguments import shared_arguments
+from rlt_trainer.arguments import shared_arguments, without_cpu_number
 from rlt_trainer.callbacks import Sealing, equip
 from rlt_trainer.config import DistillConfig, SFTConfig
 from rlt_trainer.errors import BadConfig
@@ -88,10 +88,11 @@ def _warn_of_square_masks(attention: str | None) -> None:
 def _arguments(config: SFTConfig | DistillConfig) -> Arguments:
     shared: dict[str, Any] = shared_arguments(config, config.model, config.training, config.logging, config.checkpoints)
     try:
-        return Arguments(
+        arguments = Arguments(
             **shared,
             packing=config.packing,
             max_length=config.texts.max_tokens if config.packing else None,  # examples fit already
         )
+        return without_cpu_number(arguments)
     except (ValueError, ImportError) as error:  # such as bfloat16 on a device that has none
         raise BadConfig(f"training: {error}") from error

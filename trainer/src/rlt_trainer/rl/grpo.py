@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rlt_trainer.arguments import BARRIER_S, shared_arguments
+from rlt_trainer.arguments import BARRIER_S, shared_arguments, without_cpu_number
 from rlt_trainer.config.rl import RLConfig
 from rlt_trainer.errors import BadConfig
 from rlt_trainer.rl.mismatch import Watch
@@ -80,7 +80,7 @@ def grpo_arguments(config: RLConfig) -> GRPOConfig:
     if config.checkpoints.every % config.grpo.iterations:
         raise BadConfig("checkpoints.every must be a multiple of grpo.iterations: a run goes on with fresh completions")
     try:
-        return GRPOConfig(**shared | _own(config, shared["gradient_accumulation_steps"]))
+        return without_cpu_number(GRPOConfig(**shared | _own(config, shared["gradient_accumulation_steps"])))
     except (ValueError, ImportError) as error:  # such as bfloat16 on a device that has none
         raise BadConfig(f"training: {error}") from error
 
