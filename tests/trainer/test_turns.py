@@ -15,6 +15,7 @@ from plugins.training import Servers, Training
 from safetensors.torch import load_file
 
 from rlt_client import RewardClient
+from rlt_local.ports import free
 
 pytestmark = pytest.mark.slow  # a run of 5 steps with two distillations, several times
 
@@ -137,6 +138,53 @@ def test_a_restarted_reward_server_is_given_the_student_again(
     servers.reward.start()
     run.ended(process)
     assert same(finished(run), finished(whole))
+
+
+def test_an_adapter_goes_on_after_its_turn(co_training: TurnsOf, servers: Servers, begin: Callable[[], str]) -> None:
+    """Its base stays the reference and the teacher's weights, through two students."""
+    first = begin()
+    servers.teacher.kill()
+    servers.teacher.start()
+    servers.teacher.wait_ready()
+    run = co_training("turns-lora", model={"lora": {"rank": 4, "alpha": 8}}, grpo={"reference": {"sync_every": 0}})
+    run.run()
+    assert [record(run, number)["step"] for number in (1, 2)] == [2, 4]
+    table = run.completions()
+    assert table.groupby("step")["student"].nunique().tolist() == [1] * STEPS
+    assert table["student"].unique().tolist() == [first, record(run, 1)["student"], record(run, 2)["student"]]
+    assert table[table["step"] == 2]["revision"].unique().tolist() == [record(run, 1)["teacher"]]
+    assert (run.output / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_two_processes_take_turns_as_one_does(
+    whole: Training, co_training: TurnsOf, begin: Callable[[], str], launch: Callable[..., Any]
+) -> None:
+    begin()
+    both = co_training("turns-both")
+    by = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free()[0]}", "-m", "rlt_trainer"]
+    settings = {name: value for name, value in both.config.items() if name != "turns"}
+    turns = {**both.config["turns"], "distill": halved(both.config["turns"]["distill"])}
+    done = launch("rl", json.loads(json.dumps(settings | {"turns": turns}, default=str)), by=by)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for number in (1, 2):
+        mine, theirs = record(both, number), record(whole, number)
+        assert (mine["step"], mine["traces"]) == (theirs["step"], theirs["traces"])
+    table = both.completions()
+    assert table.groupby("step")["student"].nunique().tolist() == [1] * STEPS  # both processes have one judge
+    assert table[table["step"] == 2]["student"].unique().tolist() == [record(both, 1)["student"]]
+    assert table[table["step"] == 2]["revision"].unique().tolist() == [record(both, 1)["teacher"]]
+    same = ["question", "completion"]  # until students differ by a rounding
+    pd.testing.assert_frame_equal(
+        table[table["step"] < 2][same].reset_index(drop=True),
+        whole.completions().query("step < 2")[same].reset_index(drop=True),
+    )
+
+
+def halved(distill: Path) -> Path:
+    """The same batch, of two processes."""
+    file = distill.with_name("halved.toml")
+    file.write_text(distill.read_text().replace("micro_batch_size = 4", "micro_batch_size = 2"))
+    return file
 
 
 def test_what_does_not_fit_is_told_before_anything_is_trained(
