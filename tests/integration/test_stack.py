@@ -282,9 +282,12 @@ def test_ctrl_c_while_a_detached_stack_starts_leaves_nothing(stack, tmp_path: Pa
     folder = StateFolder(tmp_path / "early")
     command = [str(RLT), "up", "--detach", "--ports", "free", "--state", str(folder.root)]
     starting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: folder.read() is not None and folder.read().components["postgres"].state is ComponentState.ready)
+    # Its first program has begun: on a busy machine there is no waiting for more without missing the rest.
+    until(lambda: folder.read() is not None and psutil.Process(folder.read().pid).children())
     supervisor = psutil.Process(folder.read().pid)
     programs = [supervisor, *supervisor.children(recursive=True)]
     starting.send_signal(signal.SIGINT)
-    assert starting.wait(60) == 130
-    assert [process for process in programs if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    ended = starting.wait(60)
+    left = [process for process in programs if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    subprocess.run([str(RLT), "down", "--state", str(folder.root)], stdout=subprocess.DEVNULL, check=False)
+    assert (ended, left) == (130, [])
