@@ -6,6 +6,7 @@ Everything stands in a project of its own and is gone at the end, volumes too. I
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -65,6 +66,8 @@ def _run(stack: Stack, args: argparse.Namespace, say: Telling) -> int:
         if not args.keep:
             stack.down("--volumes", "--remove-orphans", "--timeout", "60")
             say("taken down, volumes too")
+            if not args.folder:
+                shutil.rmtree(stack.folder)  # keys of what is no more
     say("everything is as promised" if not wrong else f"{wrong} things are not as promised")
     return 1 if wrong else 0
 

@@ -53,6 +53,12 @@ def demo(stack: Stack) -> Iterator[str]:
     yield _explains(stack, rows[0])
     yield _ranks(stack, rows[:5])
     yield _builds(stack, rows)
+    yield f"rlt doctor: {_doctor(stack)}"
+
+
+def _doctor(stack: Stack) -> str:
+    """Its last line. Raises `Failed` where it finds anything wrong."""
+    return stack.compose("--profile", "tools", "run", "--rm", "-T", "rlt", "doctor").splitlines()[-1]
 
 
 def _one_address(stack: Stack) -> Iterator[str]:
