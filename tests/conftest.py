@@ -15,6 +15,7 @@ pytest_plugins = [
     "plugins.bucket",
     "plugins.certificates",
     "plugins.engine",
+    "plugins.examples",
     "plugins.policies",
     "plugins.heap",
     "plugins.hostile",

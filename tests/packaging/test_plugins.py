@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+from hypothesis import settings
 from plugins.logs import pytest_runtest_protocol
 from plugins.order import LONG, STARTED_ONCE, LongestFirst, group
 
@@ -88,3 +89,7 @@ def test_the_collector_leaves_alone_what_was_there_before_the_tests() -> None:
 def test_certificates_are_read_once() -> None:
     assert httpx.create_ssl_context() is httpx.create_ssl_context()
     assert httpx.create_ssl_context(verify=False) is not httpx.create_ssl_context(verify=False)
+
+
+def test_no_example_has_a_deadline() -> None:
+    assert settings().deadline is None
