@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -77,3 +78,21 @@ async def test_no_sample_is_taken_for_scored(
     async with services.database.begin() as session:
         again = select(func.count()).where(Score.build_id == data, Score.reward == -5.0)
         assert await session.scalar(again) == 10
+
+
+async def test_a_shard_that_asked_for_nothing_is_not_done(
+    services: Services, make_build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: Any) -> list[tuple[int, int]]:
+        return []
+
+    build_id = await make_build(problems=5, n=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Making, "todo", nothing)
+        shard = await _work(services, build_id)
+    assert (shard.state, shard.complete) == (ShardState.ready, 0)
+    assert "10 samples have no outcome" in str(shard.error)
+    async with asyncio.timeout(60):
+        while shard.state is ShardState.ready:  # it rests a little after a lease that brought nothing
+            shard = await _work(services, build_id)
+    assert (shard.state, shard.complete) == (ShardState.done, 10)

@@ -11,6 +11,7 @@ from uuid import uuid4
 from sqlalchemy import CursorResult, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from rlt_client.errors import RLTError
 from rlt_client.schemas.builds import ShardState
 from rlt_jobs.builds.lifecycle import settle
 from rlt_jobs.builds.models import Problem, Sample, Shard
@@ -21,7 +22,7 @@ from rlt_jobs.store.files import Store, Stored
 from rlt_jobs.store.models import File, Spool
 from rlt_jobs.store.traces import TRACE, open_writer, table
 
-__all__ = ["seal"]
+__all__ = ["Unfinished", "seal"]
 
 # Rows stand in the file in this order, so the position of each is known to both sides.
 _POINT = text("""
@@ -31,6 +32,17 @@ FROM (
     FROM spool WHERE shard_id = :shard
 ) r
 WHERE s.build_id = :build AND s.problem = r.problem AND s.sample_idx = r.sample_idx""")
+
+# A rescoring has no samples of its own, and a shard that asks again only some of its range.
+_WITHOUT_OUTCOME = text("""
+SELECT (s.hi - s.lo) * b.n
+    - (SELECT count(*) FROM samples m WHERE m.build_id = b.id AND m.problem >= s.lo AND m.problem < s.hi)
+FROM shards s JOIN builds b ON b.id = s.build_id
+WHERE s.id = :shard AND s.only IS NULL AND b.kind IN ('generate', 'score')""")
+
+
+class Unfinished(RLTError):
+    """A shard was to be called done while samples of it have no outcome. Its next lease makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ async def seal(database: Database, store: Store, lease: Claimed) -> None:
     Nothing is half done at any moment: a file that no row names yet is only a file.
 
     Raises:
-        LeaseLost: nothing but the file was written.
+        LeaseLost, Unfinished: nothing but the file was written.
     """
     async with database.begin() as session:
         rows = await _spooled(session, lease)
@@ -107,6 +119,8 @@ async def _record(session: AsyncSession, lease: Claimed, sealed: _Sealed) -> Non
 
 
 async def _finish(session: AsyncSession, lease: Claimed) -> None:
+    if without := await session.scalar(_WITHOUT_OUTCOME, {"shard": lease.shard_id}):
+        raise Unfinished(f"shard {lease.shard_id}: {without} samples have no outcome")
     done = {"state": ShardState.done, "lease_token": None, "lease_until": None, "worker": None, "barren": 0}
     rates = {"tokens_per_s": 0, "samples_per_s": 0, "error": None, "rang_at": func.now()}
     await session.execute(update(Shard).where(Shard.id == lease.shard_id).values({**done, **rates}))
