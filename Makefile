@@ -42,10 +42,10 @@ paper-full: setup ## three seeds of both tasks, every arm; goes on where it was 
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
 
 test: setup engine clients lint types ## everything but the slow tests
-	$(PY) -m pytest -m "not slow" -n 2
+	$(PY) -m pytest -m "not slow" -n 2 --durations=40
 
 test-slow: setup engine clients fp8 ## the slow tests alone
-	PYTHONPATH=$$(echo .fp8/lib/python*/site-packages) $(PY) -m pytest -m slow -n 2
+	PYTHONPATH=$$(echo .fp8/lib/python*/site-packages) $(PY) -m pytest -m slow -n 2 --durations=40
 
 bench-reward: setup engine ## the reward engine and service against their baselines; writes docs/benchmarks.md (30 minutes)
 	PYTHONPATH=$(BENCH) OMP_NUM_THREADS=$$(nproc) $(PY) -m reward_bench cpu http memory vllm report

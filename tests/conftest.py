@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("shared machine", deadline=None)  # an example's time says what else the machine does
-settings.load_profile("shared machine")
 
 pytest_plugins = [
     "plugins.stack",
