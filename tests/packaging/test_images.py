@@ -91,7 +91,7 @@ def test_code_is_copied_after_the_packages_are_installed(dockerfile):
     copied = [line for line in lines[:install] if line.startswith("COPY ")]
     assert copied
     assert all(word.startswith("requirements/") for line in copied for word in line.split()[1:])
-    assert "--mount=type=cache,target=/root/.cache/pip" in lines[install]
+    assert "--mount=type=cache,target=/var/cache/pip" in lines[install]
 
 
 @each_python_image
