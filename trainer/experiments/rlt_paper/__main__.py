@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import rlt_paper
+from rlt_paper.arms import STUDIES
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 PAGE: Final = ROOT / "docs" / "paper"
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".rlt-paper", help="models, traces and logs")
     parser.add_argument("--lanes", type=int, default=2, help="arms side by side, one core each (default: 2)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of `full` (default: 1 2 3)")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, help="of `full` (default: all)")
     parser.add_argument("--only", nargs="+", help="these arms alone, by name")
     asked = parser.parse_args()
     if asked.what == "report":
@@ -36,7 +38,7 @@ def main() -> None:
     if asked.what == "small":
         run_small(work, records, lanes=asked.lanes, only=asked.only)
     else:
-        run_full(work, records, lanes=asked.lanes, seeds=asked.seeds, only=asked.only)
+        run_full(work, records, lanes=asked.lanes, seeds=asked.seeds, studies=asked.studies, only=asked.only)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["ARMS", "SMALL", "Arm", "Source", "full"]
+__all__ = ["ARMS", "SMALL", "SOURCES", "STUDIES", "Arm", "Source", "full"]
 
 STEPS: Final = 80
+STUDIES: Final = {"parts-a": ("parts", "a"), "chain-a": ("chain", "a"), "parts-b": ("parts", "b")}  # task, corpus
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rlt_paper import further
-from rlt_paper.arms import ARMS, SMALL, SOURCES, full
+from rlt_paper.arms import ARMS, SMALL, SOURCES, STUDIES, full
 from rlt_paper.records import Records
 from rlt_paper.servers import Stack, stack
 from rlt_paper.study import Sizes, Study
@@ -19,7 +19,6 @@ from rlt_paper.study import Sizes, Study
 __all__ = ["run_full", "run_small"]
 
 Piece = tuple[str, Callable[[Stack], dict[str, Any]]]
-STUDIES: Final = (("parts", "a"), ("chain", "a"), ("parts", "b"))
 
 
 def run_small(
@@ -31,10 +30,18 @@ def run_small(
     return study
 
 
-def run_full(work: Path, records: Path, *, lanes: int, seeds: Iterable[int], only: Sequence[str] | None = None) -> None:
+def run_full(
+    work: Path,
+    records: Path,
+    *,
+    lanes: int,
+    seeds: Iterable[int],
+    studies: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+) -> None:
     """Every piece that has no record yet, seed by seed."""
     for seed in seeds:
-        for task, corpus in STUDIES:
+        for task, corpus in (STUDIES[name] for name in studies or STUDIES):
             study = Study(task, corpus, seed, work, Records(records))
             pieces = [*_arms(study, full(task, corpus)), *_sources(study), *_further(study)]
             _run(study, _chosen(pieces, only), lanes)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
+from rlt_paper.arms import STUDIES
 from rlt_paper.records import Records
 
 mpl.use("agg")
@@ -15,13 +16,12 @@ import matplotlib.pyplot as plt
 __all__ = ["draw"]
 
 _BLUE: Final = "#3b6ea5"
-_STUDIES: Final = ("parts-a", "chain-a", "parts-b")
 
 
 def draw(records: Records, folder: Path) -> list[str]:
     """Names of the pictures that there are records for."""
     drawn = []
-    for study in _STUDIES:
+    for study in STUDIES:
         found = [each for each in records.all(f"{study}/seed-*/*") if "exact greedy" in each.get("figures", {})]
         arms = [each for each in found if "curve" in each and "r_SS" in each["figures"]]
         if arms:
