@@ -1,4 +1,4 @@
-"""`make compose-test`: the whole platform in containers, built, used, killed, attacked, restarted and taken down.
+"""`make compose-test`: the whole platform in containers: built, used, attacked, killed, lost, trained with, replaced.
 
 Everything stands in a project of its own and is gone at the end, volumes too. Images stay.
 """
@@ -16,9 +16,14 @@ from pathlib import Path
 from compose.attack import Finding, attack
 from compose.calls import demo
 from compose.faults import killed, restarted
+from compose.rolling import rolled
+from compose.saving import saved
 from compose.stack import Failed, Stack, why_not
+from compose.training import trained
 
-STEPS = ("demo", "attack", "killed", "restarted")
+STEPS = {"demo": demo, "killed": killed, "restarted": restarted, "saved": saved, "trained": trained, "rolled": rolled}
+ATTACK = "attack"
+ORDER = ("demo", ATTACK, "killed", "restarted", "saved", "trained", "rolled")
 
 
 class Telling:
@@ -40,7 +45,7 @@ def main() -> int:
         "--folder", type=Path, help="for its secrets and settings, such as that of a stack that was kept"
     )
     parser.add_argument("--keep", action="store_true", help="leave the stack up at the end")
-    parser.add_argument("--only", choices=STEPS, action="append", help="not every step")
+    parser.add_argument("--only", choices=ORDER, action="append", help="not every step")
     args = parser.parse_args()
     reason = why_not()
     if reason:
@@ -58,7 +63,7 @@ def _run(stack: Stack, args: argparse.Namespace, say: Telling) -> int:
         say("docker compose up --wait")
         stack.up()
         say(f"every service is healthy, at {stack.url}; secrets in {stack.secrets}")
-        wrong = sum(_step(stack, name, say) for name in (args.only or STEPS))
+        wrong = sum(_step(stack, name, say) for name in (args.only or ORDER))
     except Failed as failure:
         say(f"FAILED: {failure}")
         wrong = 1
@@ -74,10 +79,9 @@ def _run(stack: Stack, args: argparse.Namespace, say: Telling) -> int:
 
 def _step(stack: Stack, name: str, say: Telling) -> int:
     say(f"== {name}")
-    if name == "attack":
+    if name == ATTACK:
         return _table(attack(stack), say)
-    steps = {"demo": demo, "killed": killed, "restarted": restarted}
-    for line in steps[name](stack):
+    for line in STEPS[name](stack):
         say(line)
     return 0
 

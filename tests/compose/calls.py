@@ -32,6 +32,7 @@ PROBLEMS = 60
 SAMPLES = 2
 SAME = 1e-3  # nats: one score from the teacher's own log-probs, one from the copy in the reward server
 HIDDEN = ("/readyz", "/metrics", "/version", "/docs", "/openapi.json", "/reset_prefix_cache", "/health", "/")
+CLOSED = ("/policies", "/models", "/builds", "/v1/models", "/health/details")
 
 
 def problems(stack: Stack) -> list[dict[str, str]]:
@@ -58,7 +59,7 @@ def demo(stack: Stack) -> Iterator[str]:
 
 def _doctor(stack: Stack) -> str:
     """Its last line. Raises `Failed` where it finds anything wrong."""
-    return stack.compose("--profile", "tools", "run", "--rm", "-T", "rlt", "doctor").splitlines()[-1]
+    return stack.tool("rlt", "doctor").splitlines()[-1]
 
 
 def _one_address(stack: Stack) -> Iterator[str]:
@@ -67,7 +68,7 @@ def _one_address(stack: Stack) -> Iterator[str]:
             reply = client.get(path, headers=_bearer(stack))
             if (reply.status_code, reply.json()["type"]) != (404, "not_found"):
                 raise Failed(f"GET {path} through the proxy: {reply.status_code} {reply.text[:200]}")
-        refused = {path: client.get(path).status_code for path in ("/policies", "/models", "/builds", "/v1/models")}
+        refused = {path: client.get(path).status_code for path in CLOSED}
     if set(refused.values()) != {401}:
         raise Failed(f"without a key: {refused}")
     yield f"{len(HIDDEN)} paths of the servers' own are hidden, and nothing answers without a key"

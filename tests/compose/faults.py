@@ -11,7 +11,7 @@ from compose.stack import Failed, Stack
 from rlt_client import BuildRequest, JobsClient
 from rlt_client.schemas.builds import BuildState, Selection, SelectionMode
 
-__all__ = ["killed", "restarted"]
+__all__ = ["N", "ended", "exactly", "growing", "killed", "restarted", "submit"]
 
 STRUCK = ("jobs-worker", "reward", "redis", "postgres")
 N = 24
@@ -26,28 +26,28 @@ def killed(stack: Stack) -> Iterator[str]:
     Raises:
         Failed: a sample is missing or there twice, or the store is not whole.
     """
-    request = BuildRequest(
-        dataset=DATASET, problems=inline(problems(stack)), n=N, selection=Selection(mode=SelectionMode.all)
-    )
     with JobsClient(stack.url, key=stack.key) as jobs:
-        build = jobs.create_build(request)
+        build = submit(stack, jobs, DATASET)
         seen = 0
         for service in STRUCK:
-            seen = _growing(stack, jobs, build.id, seen)
+            seen = growing(stack, jobs, build, seen)
             stack.strike(service)
             yield f"killed {service} at {seen} of {PROBLEMS * N} samples"
-        stack.until(lambda: jobs.build(build.id).state in ENDED, "the build to end", BUILD_SECONDS)
-        ended = jobs.build(build.id)
-        if ended.state is not BuildState.done:
-            raise Failed(f"the build is {ended.state}: {ended.error}")
-        made = Counter((row.problem, row.sample) for row in jobs.samples(build.id, page=500))
-    yield _exactly(made)
+        yield exactly(stack, jobs, build)
     for service in STRUCK:
         stack.until(lambda name=service: stack.healthy(name), f"{service} to be healthy again")
     yield f"rlt-jobs check: {stack.exec('jobs-api', 'rlt-jobs', 'check').strip()}"
 
 
-def _growing(stack: Stack, jobs: JobsClient, build: int, seen: int) -> int:
+def submit(stack: Stack, jobs: JobsClient, dataset: str, n: int = N) -> int:
+    """The id of a build of `n` samples for each of the problems, all of them kept."""
+    request = BuildRequest(
+        dataset=dataset, problems=inline(problems(stack)), n=n, selection=Selection(mode=SelectionMode.all)
+    )
+    return jobs.create_build(request).id
+
+
+def growing(stack: Stack, jobs: JobsClient, build: int, seen: int) -> int:
     """Samples made, once there are more than `seen`; the build must not be over."""
     found = [seen]
 
@@ -58,18 +58,32 @@ def _growing(stack: Stack, jobs: JobsClient, build: int, seen: int) -> int:
 
     stack.until(grown, f"more than {seen} samples", BUILD_SECONDS)
     if found[-1] >= PROBLEMS * N:
-        raise Failed("the build was over before everything was killed")
+        raise Failed("the build was over too early")
     return found[-1]
 
 
-def _exactly(made: Counter[tuple[int, int]]) -> str:
-    wanted = {(problem, sample) for problem in range(PROBLEMS) for sample in range(N)}
+def ended(jobs: JobsClient, build: int) -> bool:
+    return jobs.build(build).state in ENDED
+
+
+def exactly(stack: Stack, jobs: JobsClient, build: int, n: int = N) -> str:
+    """Wait for the end of a build, and say that every sample is there once.
+
+    Raises:
+        Failed: one is missing or there twice, or the build is not done.
+    """
+    stack.until(lambda: ended(jobs, build), f"build {build} to end", BUILD_SECONDS)
+    found = jobs.build(build)
+    if found.state is not BuildState.done:
+        raise Failed(f"the build is {found.state}: {found.error}")
+    made = Counter((row.problem, row.sample) for row in jobs.samples(build, page=500))
+    wanted = {(problem, sample) for problem in range(PROBLEMS) for sample in range(n)}
     if set(made) != wanted or set(made.values()) != {1}:
         twice = [key for key, count in made.items() if count > 1]
         raise Failed(
             f"{len(wanted - set(made))} samples missing, {len(set(made) - wanted)} too many, {twice[:5]} twice"
         )
-    return f"{PROBLEMS} problems × {N} samples: every one of {len(wanted)} once"
+    return f"{PROBLEMS} problems × {n} samples: every one of {len(wanted)} once"
 
 
 def restarted(stack: Stack) -> Iterator[str]:

@@ -66,6 +66,8 @@ class Stack:
             "RLT_ENV_DIR": str(self.folder),
             "RLT_PORT": str(self.port),
             "RLT_TLS_PORT": str(self.tls_port),
+            "RLT_BACKUPS": str(self.folder / "backups"),
+            "COMPOSE_PROJECT_NAME": project,
         }
 
     @property
@@ -78,8 +80,15 @@ class Stack:
         Raises:
             Failed: it ended with another status than 0.
         """
-        command = ["docker", "compose", "-p", self.project, *args]
-        return _run(command, timeout=timeout, stdin=stdin, env=self._env, cwd=ROOT)
+        return self.docker("compose", *args, timeout=timeout, stdin=stdin)
+
+    def script(self, path: str, *args: str) -> str:
+        """What one of the repository's scripts prints. Raises `Failed`."""
+        return _run([str(ROOT / path), *args], timeout=UP_SECONDS, stdin=None, env=self._env, cwd=ROOT)
+
+    def tool(self, service: str, *argv: str) -> str:
+        """What a command of the profile `tools` prints, in a container of its own. Raises `Failed`."""
+        return self.compose("--profile", "tools", "run", "--rm", "-T", service, *argv)
 
     def docker(self, *args: str, timeout: float = COMMAND_SECONDS, stdin: str | None = None) -> str:
         return _run(["docker", *args], timeout=timeout, stdin=stdin, env=self._env, cwd=ROOT)
@@ -94,6 +103,11 @@ class Stack:
             self.compose("--progress", "quiet", "up", *options, timeout=UP_SECONDS + 60)
         except Failed as failure:
             raise Failed(f"{failure}\n{self.compose('ps', '--all')}\n{self.logs()}") from failure
+
+    def replace(self, service: str) -> None:
+        """As an upgrade does: SIGTERM, and a new container in its place. Raises `Failed`."""
+        options = ("--force-recreate", "--no-deps", "--detach", "--wait", "--wait-timeout", str(UP_SECONDS))
+        self.compose("--progress", "quiet", "up", *options, service, timeout=UP_SECONDS + 60)
 
     def down(self, *options: str) -> None:
         self.compose("down", *options)

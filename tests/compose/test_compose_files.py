@@ -101,7 +101,7 @@ def test_only_the_proxy_is_published_and_on_loopback() -> None:
 
 
 def test_networks_join_who_must_talk_and_nobody_else() -> None:
-    for name in sorted(CORE | {"rlt"}):
+    for name in sorted(CORE | {"rlt", "trainer"}):
         mine = network_of(EVERY[name])
         others = {other for other in CORE - ONCE if other != name and mine & network_of(EVERY[other])}
         assert others == ALLOWED[name] - {name, OUTSIDE}, name
@@ -120,8 +120,8 @@ def test_only_the_proxys_network_leads_out() -> None:
 
 
 def test_a_service_sees_its_own_secrets_only() -> None:
-    folders = {"migrate": "jobs", "jobs-api": "jobs", "jobs-relay": "jobs", "jobs-worker": "jobs", "rlt": "rlt.key"}
-    folders |= {"backup": "jobs", "restore": "jobs"}
+    folders = {"migrate": "jobs", "jobs-api": "jobs", "jobs-relay": "jobs", "jobs-worker": "jobs"}
+    folders |= {"backup": "jobs", "restore": "jobs", "rlt": "rlt.key", "trainer": "rlt.key"}
     for name, given in EVERY.items():
         sources = [_source(volume) for volume in given.get("volumes", ())]
         mounted = {source.removeprefix("./secrets").strip("/") for source in sources if source.startswith("./secrets")}
@@ -226,7 +226,7 @@ def test_every_variable_is_explained() -> None:
 # The proxy
 
 ROUTE = re.compile(r"@(\w+) path (.*)")
-OWN = {"/livez", "/readyz", "/metrics", "/version", "/health/details"}
+OWN = {"/livez", "/readyz", "/metrics", "/version"}
 
 
 def _server_of(path: str) -> str | None:

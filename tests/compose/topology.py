@@ -45,6 +45,7 @@ NEEDED: dict[str, frozenset[str]] = {
     "jobs-worker": frozenset({"postgres", "redis", "teacher", "reward"}),
     "migrate": frozenset({"postgres"}),
     "rlt": frozenset({"teacher", "reward", "jobs-api"}),
+    "trainer": frozenset({"teacher", "reward"}),
 }
 """Without these the platform does not work."""
 
@@ -64,6 +65,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "postgres": _DATA | _JOBS,
     "redis": _DATA | _JOBS,
     "rlt": _BACK,
+    "trainer": _BACK,
     "secrets": frozenset(),
     "models": frozenset(),
 }

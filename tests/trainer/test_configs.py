@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "trainer" / "configs"
 FILES = sorted(FOLDER.rglob("*.toml"))
 PAGE = ROOT / "docs" / "trainer.md"
-START = re.compile(r"(?:-m rlt_trainer|\brlt-trainer) (?=(?:sft|rl|distill|evaluate) --config)")
+START = re.compile(r"(?:-m rlt_trainer|\brlt-trainer|\brun --rm trainer) (?=(?:sft|rl|distill|evaluate) --config)")
 PROCESSES = re.compile(r"--nproc-per-node (\d+)")
 NODES = re.compile(r"--nnodes (\d+)")
 
