@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -77,6 +79,9 @@ class Hub:
             return self._jobs(path)
         if path.startswith("/lfs/"):
             return self._put(path.removeprefix("/lfs/"), body)
+        if path.startswith("/datasets/ann/chains/resolve/"):
+            name = path.removeprefix("/datasets/ann/chains/resolve/").partition("/")[2]
+            return (200, self.files["main"][name]) if name in self.files["main"] else (404, {})
         if token != self.token:
             return 401, {"error": "Invalid username or password."}
         asked = json.loads(body) if body and not path.split("?")[0].rpartition("/commit/")[1] else {}
@@ -111,8 +116,13 @@ class Hub:
             branch = path.rpartition("/revision/")[2] if "/revision/" in path else "main"
             return 200, self._info(branch)
         if path.startswith(f"{repo}/tree/"):
-            branch = path.partition("/tree/")[2]
-            return 200, [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in self.files[branch].items()]
+            branch, _, folder = path.partition("/tree/")[2].partition("/")
+            files = self.files.get(branch, self.files["main"])  # else a commit, of which there is one
+            folders = {name.partition("/")[0] for name in files if "/" in name and not folder}
+            return 200, [
+                *({"type": "directory", "path": name, "oid": "0"} for name in folders),
+                *({"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files.items() if folder in p),
+            ]
         return 404, {"error": f"this hub has no {method} {path}"}
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
@@ -123,7 +133,7 @@ class Hub:
         return 200, {"url": f"{self.url}/datasets/ann/chains"}
 
     def _info(self, branch: str) -> dict[str, Any]:
-        siblings = [{"rfilename": name} for name in self.files[branch]]
+        siblings = [{"rfilename": name} for name in self.files.get(branch, self.files["main"])]
         return {"id": "ann/chains", "private": self.private, "sha": "0" * 40, "siblings": siblings, "tags": []}
 
     def _slot(self, each: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +171,10 @@ def hub() -> Iterator[Hub]:
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
             self.send_header("content-type", "application/json")
+            self.send_header("etag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("x-repo-commit", "0" * 40)
+            if status == 404:
+                self.send_header("x-error-code", "EntryNotFound")
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
@@ -201,6 +215,35 @@ def test_a_push_is_one_commit_of_the_same_bytes_and_leaves_nothing_here(hub: Hub
     assert json.loads(done.stdout) == {"version": 7, "bytes": len(_archive()), "url": url}
     assert hub.token not in done.stdout + done.stderr
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+CARD = b"""---
+configs:
+- config_name: v2-raw-0123456789ab
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+---
+"""
+LOAD = """
+import datasets
+rows = datasets.load_dataset("ann/chains", split="train")
+print(rows.info.config_name, rows.to_list())
+"""
+
+
+def test_what_was_pushed_is_loaded_by_its_name_alone(hub: Hub, tmp_path: Path) -> None:
+    """The card's only configuration is the one that is meant, whatever it is called."""
+    rows = io.BytesIO()
+    pq.write_table(pa.table({"question": ["Q"]}), rows)
+    hub.files["main"] = {"README.md": CARD, "data/train-00000.parquet": rows.getvalue()}
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    told = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    env = {**kept, **told, "HOME": str(tmp_path), "HF_HOME": str(tmp_path)}
+    argv = [sys.executable, "-c", LOAD]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "v2-raw-0123456789ab [{'question': 'Q'}]\n"
 
 
 @pytest.fixture

@@ -149,9 +149,9 @@ async def test_the_folder_is_loaded_by_datasets(
 def _check_card(card: str, shape: str) -> None:
     front, _, text = card.removeprefix("---\n").partition("\n---\n")
     head = yaml.safe_load(front)
-    assert head["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
-    ]
+    (config,) = head["configs"]
+    assert re.fullmatch(rf"v1-{shape}-[0-9a-f]{{12}}", config["config_name"])
+    assert config["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert head["size_categories"] == ["n<1K"]
     assert "license" not in head
     assert f"{PROBLEMS * 2} explanations of {PROBLEMS} problems" in text

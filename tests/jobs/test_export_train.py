@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rlt_client.formats import shipped_formats
 from rlt_client.schemas.builds import ExportFormat, ExportShape
 from rlt_jobs.store.card import Facts
 from rlt_jobs.store.export import MEDIA_TYPES, Export
-from rlt_jobs.store.files import Store
+from rlt_jobs.store.files import Store, Stored
 from rlt_jobs.store.shapes import Shape
 from rlt_jobs.store.traces import COMPACT, MANIFEST, open_writer, table
 
@@ -25,14 +26,14 @@ TEMPLATE = (
     "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-Write = Callable[[ExportFormat, ExportShape], Path]
+Write = Callable[..., Path]
 
 
-def _trace(index: int) -> dict[str, Any]:
+def _trace(index: int, kind: str) -> dict[str, Any]:
     key = {"build_id": 1, "problem": index, "sample_idx": 0, "question_hash": b"q", "try": 0, "gen_status": "complete"}
     tokens = {"prompt_tokens": 1, "completion_tokens": 1, "request_key": b"k"}
     texts = {
-        "explanation": f"because {index} is even",
+        "explanation": f"because {index} is {kind}",
         "completion": "…",
         "question": f"what of {index}",
         "answer": "4",
@@ -44,29 +45,36 @@ def _member(index: int) -> dict[str, Any]:
     return {"build_id": 1, "problem": index, "sample_idx": 0, "rank": 1, "file_id": 5, "row": index, "reward": -0.5}
 
 
+def _stored(store: Store, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> Stored:
+    with store.create(f"{name}.parquet") as pending, open_writer(pending.writer, schema) as writer:
+        writer.write_table(table(rows, schema))
+    return pending.stored
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """An export of a small version as a file; a Hugging Face folder unpacked."""
+    """An export of a small version as a file; a Hugging Face folder unpacked, always under the same name.
+
+    Versions that say another `kind` have the same manifest, as those of two platforms may have.
+    """
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    store = Store(tmp_path / "store")
-    stored = {}
-    for name, schema, row in (("traces", COMPACT, _trace), ("manifest", MANIFEST, _member)):
-        with store.create(f"{name}.parquet") as pending, open_writer(pending.writer, schema) as writer:
-            writer.write_table(table([row(index) for index in range(ROWS)], schema))
-        stored[name] = pending.stored
 
-    def make(format: ExportFormat, shape: ExportShape) -> Path:
+    def make(format: ExportFormat, shape: ExportShape, kind: str = "even") -> Path:
+        place = tmp_path / kind / shape
+        store = Store(place / f"store-{format}")
+        traces = _stored(store, "traces", COMPACT, [_trace(index, kind) for index in range(ROWS)])
+        manifest = _stored(store, "manifest", MANIFEST, [_member(index) for index in range(ROWS)])
         student = None if shape is ExportShape.raw else shipped_formats()["stratos"].student
         facts = Facts("d", 1, None, ROWS, shape, {"mode": "best"}, None, {"problems": ROWS}, {}, "0")
-        export = Export(store, stored["manifest"], {5: stored["traces"]}, Shape(shape, student), facts)
-        path = tmp_path / f"{shape}.{MEDIA_TYPES[format][1]}"
+        export = Export(store, manifest, {5: traces}, Shape(shape, student), facts)
+        path = place / f"export.{MEDIA_TYPES[format][1]}"
         path.write_bytes(b"".join(export.stream(format)))
         if format is not ExportFormat.hf:
             return path
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
-            archive.extractall(tmp_path / shape)
-        return tmp_path / shape
+            archive.extractall(place / "export")
+        return place / "export"
 
     return make
 
@@ -85,6 +93,17 @@ def test_all_formats_load_as_the_same_rows(write: Write, shape: ExportShape, tmp
     jsonl, parquet, folder = (_loaded(write(format, shape), tmp_path / "cache") for format in ExportFormat)
     assert jsonl.num_rows == ROWS
     assert jsonl.to_list() == parquet.to_list() == folder.to_list()
+
+
+def test_folders_of_one_name_have_their_own_rows(write: Write, tmp_path: Path) -> None:
+    """`datasets` keeps what it read under the folder's name and the config's, in one place for all."""
+    shapes, kinds = (ExportShape.raw, ExportShape.prompt_completion), ("even", "odd")
+    folders = [write(ExportFormat.hf, shape, kind) for shape in shapes for kind in kinds]
+    assert {folder.name for folder in folders} == {"export"}
+    even, odd, *cut = (_loaded(folder, tmp_path / "cache") for folder in folders)
+    assert (even[0]["explanation"], odd[0]["explanation"]) == ("because 0 is even", "because 0 is odd")
+    said = [rows[0]["completion"][0]["content"] for rows in cut]
+    assert ["is even" in said[0], "is odd" in said[1]] == [True, True]
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ configs:
     path: data/train-*.parquet
 ---
 """
-"""The head of a data set's card, as exports have it."""
+"""The head of a data set's card, as many have it."""
 
 
 def test_folders_of_one_name_and_folders_that_change_have_their_own_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ tags:
 - synthetic
 - reinforcement-learned-teacher
 configs:
-- config_name: default
+- config_name: {config}
   data_files:
   - split: train
     path: data/train-*.parquet
@@ -138,8 +139,11 @@ class Facts:
     manifest_sha256: str
 
 
-def card(facts: Facts, store: Store, manifest: Stored) -> str:
+def card(facts: Facts, store: Store, manifest: Stored, files: Iterable[Stored]) -> str:
     """Markdown with the front matter that `datasets.load_dataset(folder)` and the hub read.
+
+    Args:
+        files: those that the rows are read from.
 
     Raises:
         Damaged: the manifest cannot be read.
@@ -147,6 +151,7 @@ def card(facts: Facts, store: Store, manifest: Stored) -> str:
     members = pa.Table.from_batches(list(members_of(store, manifest, ("build_id", "problem", *_MEASURED))))
     return _TEMPLATE.format(
         pretty_name=json.dumps(f"{facts.dataset} v{facts.number}"),
+        config=_config_name(facts, [manifest, *files]),
         size=next((name for most, name in _SIZES if facts.rows < most), "1B<n<10B"),
         dataset=facts.dataset,
         number=facts.number,
@@ -161,6 +166,13 @@ def card(facts: Facts, store: Store, manifest: Stored) -> str:
         lineage=_table(("", ""), _origins(facts)),
         everything=_everything(facts.lineage),
     )
+
+
+def _config_name(facts: Facts, files: Iterable[Stored]) -> str:
+    """Another one for other rows: `datasets` keeps what it reads of a folder under the last part of the folder's name
+    and this, and gives it to whoever loads a folder of the same two names. It is the only one, hence the default."""
+    checksums = " ".join(sorted(file.sha256 for file in files))
+    return f"v{facts.number}-{facts.shape}-{hashlib.sha256(checksums.encode()).hexdigest()[:12]}"
 
 
 def _everything(lineage: Mapping[str, Any]) -> str:

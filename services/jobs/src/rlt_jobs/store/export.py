@@ -120,7 +120,8 @@ class Export:
     def _folder(self, pipe: _Pipe) -> Iterator[None]:
         groups = self._groups()
         with zipfile.ZipFile(pipe, "w") as archive:
-            archive.writestr(zipfile.ZipInfo("README.md", _NO_TIME), card(self.facts, self.store, self.manifest))
+            about = card(self.facts, self.store, self.manifest, self.files.values())
+            archive.writestr(zipfile.ZipInfo("README.md", _NO_TIME), about)
             for number, first in enumerate(groups):
                 info = zipfile.ZipInfo(f"data/train-{number:05d}.parquet", _NO_TIME)
                 began = pipe.tell()
