@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -107,8 +108,8 @@ class VLLMEngine:
     # Samples
 
     async def _sample(self, ask: Ask, weights: Published) -> Completion | Failed:
-        until = time.monotonic() + self._config.patience_s
         async with self._under_way:
+            until = time.monotonic() + self._config.patience_s
             while True:
                 reply = await (self._by_adapter if weights.lora else self._by_model)(ask, weights)
                 if reply is None:
@@ -116,7 +117,7 @@ class VLLMEngine:
                 elif (made := _read(reply, weights.revision)) is not None:
                     return made
                 if time.monotonic() > until:
-                    raise Unavailable("the engine loses its weights again and again", type="engine_down")
+                    raise _loses_them()
 
     async def _by_adapter(self, ask: Ask, weights: Published) -> httpx.Response | None:
         """None: the engine does not have these weights, here and below."""
@@ -161,23 +162,33 @@ class VLLMEngine:
                 _must(await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": old}))
 
     async def _replace(self, weights: Published) -> None:
-        if _is(await self._named(), weights):
-            return
+        """From the beginning where it is started anew meanwhile: it then has its first weights."""
+        until = time.monotonic() + self._config.patience_s
+        while not _is(await self._named(), weights):
+            if time.monotonic() > until:
+                raise _loses_them()
+            await self._put_in_place(weights)
+
+    async def _put_in_place(self, weights: Published) -> None:
+        """Nothing has the name of these weights at the end unless the server that began has them."""
+        unfinished, finished = f"{UNFINISHED}{_mark()}", f"{weights.revision}{_mark()}"
         await self._likeliest()  # now its cache has something that must go
-        await self._name(UNFINISHED)
+        await self._name(unfinished)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
         _must(await self._call("POST", "/collective_rpc", reload))
         await self._empty_cache()
         fresh, cached = await self._likeliest(salt=secrets.token_hex(16)), await self._likeliest()
         if not abs(fresh - cached) <= SAME_NATS:  # NaN too
             raise Unavailable("the engine's cache still has what the old weights computed", type="engine_down")
-        await self._name(f"{weights.revision}{MARK}{secrets.token_hex(8)}")
+        if await self._named() == unfinished:
+            with suppress(Unavailable):
+                await self._name(finished, patience_s=0)  # not asked again: another server may answer then
 
     async def _named(self) -> str:
         return str(_body(await self._call("GET", "/weight_info"))["weight_version"])
 
-    async def _name(self, version: str) -> None:
-        _must(await self._call("POST", "/update_weight_version", {"new_version": version}))
+    async def _name(self, version: str, **patience: float) -> None:
+        _must(await self._call("POST", "/update_weight_version", {"new_version": version}, **patience))
 
     async def _empty_cache(self) -> None:
         for _ in range(RESETS):
@@ -196,13 +207,16 @@ class VLLMEngine:
 
     # HTTP
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, patience_s: float | None = None
+    ) -> httpx.Response:
         """Asked again until patience is over, as long as nobody answers, or with what passes.
 
         Raises:
             Unavailable
         """
-        until, pause = time.monotonic() + self._config.patience_s, FIRST_PAUSE_S
+        patience_s = self._config.patience_s if patience_s is None else patience_s
+        until, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
         while True:
             try:
                 reply = await self._http.request(method, path, json=body)
@@ -215,6 +229,14 @@ class VLLMEngine:
                 raise Unavailable(f"{method} {self._config.url}{path}: {reason}", type="engine_down")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _mark() -> str:
+    return f"{MARK}{secrets.token_hex(8)}"
+
+
+def _loses_them() -> Unavailable:
+    return Unavailable("the engine loses its weights again and again", type="engine_down")
 
 
 def _is(named: str, weights: Published) -> bool:

@@ -1,0 +1,155 @@
+"""A vLLM that roll-outs go straight to, and that dies and is started again at the same address.
+
+The stand-in keeps what such an engine forgets: its adapters, its name for the weights, and the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from plugins.fake_vllm import NOT_FOUND, FakeVLLM
+
+from rlt_client.errors import Unavailable
+from rlt_trainer.config.rl import Rollout, RolloutEngine
+from rlt_trainer.rl.engines import Ask, Completion, Published, VLLMEngine, vllm
+
+AWAY = 3
+"""Calls that nobody answers before it is back."""
+ASKS = [Ask([1, 2], seed) for seed in range(6)]
+REPLACING = [
+    ("/weight_info", 1),
+    ("/v1/completions", 1),
+    ("/update_weight_version", 1),
+    ("/collective_rpc", 1),
+    ("/reset_prefix_cache", 1),
+    ("/v1/completions", 2),
+    ("/v1/completions", 3),
+    ("/update_weight_version", 2),
+]
+"""The calls that put full weights in place."""
+TEMPERATURE = 0.7
+
+
+class Mortal(FakeVLLM):
+    """Dies of the `count`-th call of a path, once, before or after its answer is out."""
+
+    path, count, answers, away, deaths = "", 0, False, 0, 0
+
+    def dies(self, path: str, count: int = 1, *, answers: bool = False) -> None:
+        self.path, self.count, self.answers = path, count, answers
+
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        if self.away:
+            self.away -= 1
+            raise httpx.ConnectError("connection refused")
+        reply = await super().handle(request)
+        self.count -= request.url.path == self.path
+        if self.path and not self.count:
+            self.restart()
+            self.path, self.away, self.deaths = "", AWAY, self.deaths + 1
+            if not self.answers:
+                raise httpx.RemoteProtocolError("the connection broke off")
+        return reply
+
+    def _completion(self, body: Any) -> httpx.Response:
+        if body["model"] not in {"tiny", *self.adapters}:
+            return httpx.Response(404, json=NOT_FOUND)
+        return super()._completion(body)
+
+
+@pytest.fixture
+def server() -> Mortal:
+    return Mortal()
+
+
+@pytest.fixture
+def engine(server: Mortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VLLMEngine:
+    monkeypatch.setattr(vllm, "FIRST_PAUSE_S", 0.001)
+    return engine_of(server, tmp_path, patience_s=20)
+
+
+def engine_of(server: Mortal, folder: Path, *, patience_s: float) -> VLLMEngine:
+    config = Rollout(
+        engine=RolloutEngine.vllm,
+        url="http://vllm",
+        weights=folder,
+        concurrency=2,
+        temperature=TEMPERATURE,
+        patience_s=patience_s,
+    )
+    made = VLLMEngine(config, key=None, stop=[], stop_ids=[])
+    made._http = httpx.AsyncClient(base_url=config.url, transport=httpx.MockTransport(server.handle))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "step-000001"
+    made.mkdir()
+    (made / "model.safetensors").write_bytes(b"weights")
+    return made
+
+
+async def sampled(engine: VLLMEngine, weights: Published) -> set[float]:
+    """Log-probs, which tell the stand-in's weights apart; every sample must say that they are those wanted."""
+    made = [each for each in await engine.generate(ASKS, weights) if isinstance(each, Completion)]
+    assert len(made) == len(ASKS)
+    assert {each.revision for each in made} == {weights.revision}
+    return {logprob for each in made for logprob in each.logprobs}
+
+
+def logprobs(server: FakeVLLM) -> list[float]:
+    """Of a sample."""
+    return list(server.choice({"temperature": TEMPERATURE})["logprobs"]["token_logprobs"])
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(("path", "count"), [("/v1/completions", 1), ("/v1/completions", 4), ("/weight_info", 6)])
+async def test_full_weights_are_published_again(
+    path: str, count: int, answers: bool, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    weights = await engine.publish(folder, lora=False)
+    [before] = await sampled(engine, weights)
+    server.dies(path, count, answers=answers)
+    assert await sampled(engine, weights) == {before}
+    assert (server.deaths, server.weights) == (1, folder.name)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_an_adapter_is_published_again(answers: bool, engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+    weights = await engine.publish(folder, lora=True)
+    server.dies("/v1/completions", 4, answers=answers)
+    await sampled(engine, weights)
+    assert server.deaths == 1
+    assert {body["model"] for body in server.asked} == set(server.adapters)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(("path", "count"), REPLACING)
+async def test_weights_that_are_said_to_be_in_place_are(
+    path: str, count: int, answers: bool, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    """Whichever call it dies of while they are published: those that it has after a start bear no name of others."""
+    server.dies(path, count, answers=answers)
+    weights = await engine.publish(folder, lora=False)
+    assert server.deaths == 1
+    other = FakeVLLM()
+    other.weights = folder.name
+    assert await sampled(engine, weights) == set(logprobs(other))
+    assert set(logprobs(FakeVLLM())) != set(logprobs(other))
+
+
+async def test_patience_ends(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+    weights = await engine.publish(folder, lora=False)
+    server.away = 10**6
+    with pytest.raises(Unavailable, match="http://vllm/weight_info: connection refused"):
+        await engine_of(server, folder, patience_s=0.05).generate(ASKS, weights)
+
+
+async def test_one_that_never_keeps_weights(server: Mortal, folder: Path) -> None:
+    server.refuses["/update_weight_version"] = httpx.Response(200, json={"success": True})
+    with pytest.raises(Unavailable, match="loses its weights again and again"):
+        await engine_of(server, folder, patience_s=0.05).publish(folder, lora=False)
