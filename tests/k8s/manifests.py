@@ -31,7 +31,7 @@ def kubectl(*arguments: str) -> str:
 @cache
 def render(overlay: str) -> tuple[Resource, ...]:
     """All resources of an overlay. Shared by tests, which leave them as they are."""
-    return tuple(yaml.safe_load_all(kubectl("kustomize", str(K8S / "overlays" / overlay))))
+    return tuple(yaml.load_all(kubectl("kustomize", str(K8S / "overlays" / overlay)), yaml.CSafeLoader))
 
 
 def of_kind(overlay: str, *kinds: str) -> list[Resource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -111,14 +112,19 @@ def sent_side(codec: TextCodec, format: Format, text: str) -> Side:
 def read(side: Side, rows: slice) -> bytes:
     """The bytes of these think tokens, spelled by the vocabulary itself: nothing of the code under test."""
     spelled = side.codec.tokenizer.convert_ids_to_tokens([side.ids[position] for position in side.think[rows]])
-    alphabet = _byte_of()
-    byte_fallback = "<0x41>" in side.codec.tokenizer.get_vocab()
-    if not byte_fallback:
+    if not _byte_fallback(side.codec):
+        alphabet = _byte_of()
         return bytes(alphabet[character] for token in spelled for character in token)
     parts = [bytes([int(t[3:5], 16)]) if t.startswith("<0x") else t.replace("▁", " ").encode() for t in spelled]
     return b"".join(parts)
 
 
+@cache
+def _byte_fallback(codec: TextCodec) -> bool:
+    return "<0x41>" in codec.tokenizer.get_vocab()
+
+
+@cache
 def _byte_of() -> dict[str, int]:
     """GPT-2's spelling of bytes: the printable ones as they are, the others from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
