@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from plugins.filled import _filling, fill, fill_derived
+from plugins.filled import _filling, fill, fill_derived, fill_limits
 from plugins.schemas import breaking, execute, schema, snapshot
 
 from rlt_jobs import app, migrate
@@ -102,6 +102,7 @@ def test_what_this_program_writes_survives_one_step_back_and_forward(empty_postg
     migrate.upgrade(empty_postgres_url)
     asyncio.run(fill(empty_postgres_url, tmp_path))
     asyncio.run(fill_derived(empty_postgres_url, tmp_path))
+    fill_limits(empty_postgres_url)
     written = snapshot(empty_postgres_url)
     before = REVISIONS[-2]
     try:
@@ -143,6 +144,16 @@ def test_values_go_where_that_is_accepted_and_rows_stay(empty_postgres_url: str)
     with pytest.raises(CannotGoBack, match=r"^this would lose quotas of owners \(1\)$"):
         migrate.move(empty_postgres_url, "0001")
     migrate.move(empty_postgres_url, "0001", accept_loss=True)
+    assert snapshot(empty_postgres_url) == before
+
+
+def test_limits_of_keys_go_where_that_is_accepted(empty_postgres_url: str) -> None:
+    before = load(empty_postgres_url, "0003")
+    migrate.upgrade(empty_postgres_url, "0004")
+    execute(empty_postgres_url, "UPDATE keys SET rate = '100/minute'")
+    with pytest.raises(CannotGoBack, match=r"^this would lose limits of keys \(1\)$"):
+        migrate.move(empty_postgres_url, "0003")
+    migrate.move(empty_postgres_url, "0003", accept_loss=True)
     assert snapshot(empty_postgres_url) == before
 
 
@@ -190,24 +201,24 @@ def test_what_would_break_them_is_noticed(postgres_url: str) -> None:
 
 
 def test_a_migration_waits_for_a_table_without_holding_up_others(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrate, "LOCK_MS", 200)
     monkeypatch.setattr(migrate, "PAUSE", 0.3)
-    migrate.move(postgres_url, REVISIONS[-2])
-    with psycopg.connect(postgres_url.replace("+psycopg", "")) as reader:
+    migrate.upgrade(empty_postgres_url, "0002")  # the next one changes `builds`
+    with psycopg.connect(empty_postgres_url.replace("+psycopg", "")) as reader:
         reader.execute(b"SELECT count(*) FROM builds")  # its lock lasts as long as the transaction
-        working = threading.Thread(target=migrate.upgrade, args=(postgres_url,))
+        working = threading.Thread(target=migrate.upgrade, args=(empty_postgres_url,))
         working.start()
         longest = 0.0
         for _ in range(20):
             began = time.monotonic()
-            execute(postgres_url, "SELECT count(*) FROM builds")
+            execute(empty_postgres_url, "SELECT count(*) FROM builds")
             longest = max(longest, time.monotonic() - began)
             time.sleep(0.1)
         assert working.is_alive()
     working.join(60)
-    assert migrate.current(postgres_url) == revisions.newest()
+    assert migrate.current(empty_postgres_url) == revisions.newest()
     assert longest < 10, "a migration that waited held up a reader until the lock was free"
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from contextlib import asynccontextmanager, redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
@@ -26,7 +27,7 @@ from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.errors import APIError, InvalidRequest
 from rlt_client.schemas.common import FieldError
 from rlt_client.testing import FakePlatform
-from rlt_jobs import admin, app, migrate
+from rlt_jobs import app, migrate
 from rlt_jobs.builds.importer import run_import
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.database import Database
@@ -35,7 +36,7 @@ from rlt_jobs.store.files import Store
 from rlt_jobs.store.publish import publish
 from rlt_local.databases import prepare_postgres, start
 
-__all__ = ["fill", "fill_derived"]
+__all__ = ["fill", "fill_derived", "fill_limits"]
 
 ROWS = [{"question": f"Q{index}", "answer": f"A{index}"} for index in range(5)]
 BROKEN = b'{"question": "without an answer"}\n'
@@ -141,8 +142,12 @@ async def fill(url: str, folder: Path) -> None:
         await world.send("POST", f"/builds/{await world.create('paused')}/pause")
         await world.send("POST", f"/builds/{await world.create('cancelled')}/cancel")
         await world.create("importing", **source)
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            await admin.keys(world.services.settings, ["add", "carol", "build"])
+        await asyncio.to_thread(_add_key, url, "carol")
+
+
+def _add_key(url: str, owner: str, *limits: str) -> None:
+    argv = [sys.executable, "-m", "rlt_jobs", "keys", "add", owner, "build", *limits]
+    subprocess.run(argv, check=True, capture_output=True, env={**os.environ, "RLT_JOBS_DATABASE_URL": url})
 
 
 async def _half(world: _Filling, build: int) -> None:
@@ -186,6 +191,11 @@ async def fill_derived(url: str, folder: Path) -> None:
             await quota(world.services.settings, ["set", "carol", "open_builds=7"])
 
 
+def fill_limits(url: str) -> None:
+    """What revision 0004 brought: rates of keys."""
+    _add_key(url, "dora", "--rate", "100/minute", "--items", "5000/hour")
+
+
 def main(file: Path) -> None:
     """Write the rows of one such database, as statements of the newest revision."""
     with tempfile.TemporaryDirectory() as name:
@@ -197,6 +207,8 @@ def main(file: Path) -> None:
             asyncio.run(fill(server.url, folder / "store"))
             if find_spec("rlt_jobs.quota"):
                 asyncio.run(fill_derived(server.url, folder / "store"))
+            if find_spec("rlt_jobs.key_commands"):
+                fill_limits(server.url)
             file.write_text(_dump(server.url))
 
 

@@ -26,6 +26,7 @@ from rlt_client.schemas.common import Scope
 __all__ = [
     "OWNER_PATTERN",
     "RATE_PATTERN",
+    "RATE_WANTED",
     "TOKEN_PATTERN",
     "BadKeys",
     "ChainedKeys",
@@ -43,6 +44,7 @@ TOKEN_PATTERN = r"rlt_[a-z2-7]{52}"  # noqa: S105 the shape of tokens, not one
 OWNER_PATTERN = r"[\w.@+-]{1,64}"
 
 RATE_PATTERN = r"([1-9]\d{0,11})/(second|minute|hour|day)"
+RATE_WANTED = "want a number a second, minute, hour or day: 100/minute"
 
 _LINE = re.compile(
     rf"(?P<owner>{OWNER_PATTERN})\s+(?P<scopes>[\w,]+)\s+sha256:(?P<hash>[0-9a-f]{{64}})(?P<options>(\s+\S+)*)"

@@ -18,7 +18,8 @@ USAGE = """usage: rlt-jobs COMMAND [settings]
   check    prove that every file is whole, every sample points at its row and every count is right
   sweep    remove what was deleted long enough ago and files that nobody reads; --dry-run only says what
   quota    show OWNER | set OWNER NAME=NUMBER…: what an owner may ask for at once
-  keys     add OWNER SCOPE[,SCOPE…] | list | revoke ID: keys in the database (RLT_JOBS_DATABASE_KEYS=1 accepts them)
+  keys     add OWNER SCOPE[,SCOPE…] | list | set ID | revoke ID: keys in the database, with --rate 100/minute and
+           --items 5000/hour for what each may ask for (RLT_JOBS_DATABASE_KEYS=1 accepts them)
 
 Settings are flags or RLT_JOBS_… variables: rlt-jobs COMMAND --help
 """
@@ -127,13 +128,16 @@ def _sweep(args: list[str]) -> int:
 
 
 def _keys(args: list[str]) -> int:
+    from rlt_jobs import key_commands
     from rlt_jobs.settings import Settings
     from rlt_service.settings import load
 
-    settings = load(Settings, [], prog="rlt-jobs keys")
+    prog = "rlt-jobs keys"
+    asked = key_commands.parser(prog).parse_args(args)
+    settings = load(Settings, [], prog=prog)
     from rlt_jobs import admin
 
-    return admin.run(admin.keys(settings, args), "rlt-jobs keys")
+    return admin.run(key_commands.keys(settings, asked), prog)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Header, Query, Response
+from fastapi import Header, Query, Request, Response
 
 from rlt_client.schemas import builds as wire
 from rlt_client.schemas.builds import BuildRequest, BuildState, PriorityRequest, SampleSort
@@ -14,6 +14,7 @@ from rlt_jobs.builds.service import BuildService
 from rlt_jobs.pages import Cursor, Limit
 from rlt_jobs.parameters import BuildId, Caller
 from rlt_service.auth import requires
+from rlt_service.rates import spend
 from rlt_service.routing import Router
 
 __all__ = ["router"]
@@ -39,6 +40,7 @@ def router(service: BuildService) -> Router:
     async def create_build(
         request: BuildRequest,
         caller: Caller,
+        asked: Request,
         response: Response,
         key: IdempotencyKey = None,
         dry_run: WhetherDry = False,
@@ -47,6 +49,7 @@ def router(service: BuildService) -> Router:
         if dry_run:
             told = await service.dry_run(caller.owner, request)
             return Response(told.model_dump_json(), media_type="application/json")
+        spend(asked, len(request.problems or []) * request.n)  # of a source nobody knows yet: the quotas count it
         build = await service.submit(caller.owner, request, key)
         response.headers["location"] = f"/builds/{build.id}"
         return build
