@@ -8,8 +8,10 @@ SOURCES := trainer/src:teacher_server/src:reward_server/src:services/client/src:
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Hundreds of our programs start in one run of the tests: compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup engine clients fp8 models paper paper-full demo test test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos compose-test lint format types lock audit clean
+.PHONY: help setup engine clients fp8 models paper paper-full demo test test-fast test-slow bench-reward bench-reward-gpu bench-teacher bench-trainer bench-trainer-gpu bench-builds chaos compose-test lint format types lock audit clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,7 +43,11 @@ paper-full: setup ## three seeds of both tasks, every arm; goes on where it was 
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper full
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
 
-test: setup engine clients lint types ## everything but the slow tests
+# Types are checked beside the tests, which leave a core idle now and then.
+test: setup engine clients lint ## everything but the slow tests
+	@$(MAKE) --no-print-directory --jobs=2 types test-fast
+
+test-fast: setup engine clients
 	$(PY) -m pytest -m "not slow" -n 2 --durations=40
 
 test-slow: setup engine clients fp8 ## the slow tests alone
