@@ -74,7 +74,7 @@ bench-builds: setup ## what builds cost at size, the database alone and end to e
 chaos: setup ## builds while everything is killed at random; SEED=… repeats a run, RUNS=… makes more; ROLLING=2 replaces everything twice
 	PYTHONPATH=tests $(PY) -m chaos $(if $(ROLLING),--rolling $(ROLLING)) $(if $(SEED),--seed $(SEED)) --runs $(or $(RUNS),1)
 
-compose-test: setup ## every image built, the stack brought up, used, attacked, killed and restarted; ARGS=--no-build takes what is there
+compose-test: setup ## every image built; the stack used, attacked, killed, lost and restored, trained with, replaced; ARGS=--no-build takes what is there
 	PYTHONPATH=tests $(PY) -m compose $(ARGS)
 
 lint: setup

@@ -12,7 +12,7 @@ from rlt_client import ExplainRequest, TeacherClient
 __all__ = ["trained"]
 
 STEPS = 3
-SMALL = {"training.steps": STEPS, "training.batch_size": 32, "training.micro_batch_size": 32, "checkpoints.every": 0}
+SMALL = {"training.steps": STEPS, "training.batch-size": 32, "training.micro-batch-size": 32, "checkpoints.every": 0}
 CONFIGS = ("teacher_rl", "compose")
 
 
