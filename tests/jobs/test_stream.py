@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 import pytest_asyncio
-from sqlalchemy import func, update
+from sqlalchemy import func, select, text, update
 
 from rlt_client._events import Decoder, ServerSentEvent
 from rlt_client.errors import NotFound, Unavailable
 from rlt_client.schemas.builds import Build as WireBuild
-from rlt_client.schemas.builds import BuildEvent, BuildState
+from rlt_client.schemas.builds import BuildEvent, BuildState, ShardState
 from rlt_jobs.app import build as build_app
 from rlt_jobs.builds import streaming
-from rlt_jobs.builds.models import Build, Event
+from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.builds.service import BuildService
+from rlt_jobs.builds.stalls import stall_build
 from rlt_jobs.builds.streaming import Streams, Watching
 from rlt_jobs.database import Database
+from rlt_jobs.leases import reap
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.files import Store
 from rlt_service.keys import create_token, hash_token
@@ -175,6 +179,49 @@ async def test_events_are_told_from_the_last_known_on(
     async with watched(streams, build_id, events[17].id) as reader:
         again = [BuildEvent.model_validate_json((await reader.next()).data).detail for _ in range(2)]
     assert again == ["e18", "e19"]
+
+
+async def test_an_event_is_told_though_a_later_one_was_written_meanwhile(
+    database: Database, streams: Streams, make_build: MakeBuild
+) -> None:
+    """The reaper gives a shard up and is not done yet, as it looks at every build, when another part of the build is
+    told of: whoever reads on from that event must not have passed the reaper's."""
+    build_id = await make_build(problems=2, n=1, shard_samples=1)
+    async with database.begin() as session:
+        past = func.now() - timedelta(hours=1)
+        fallen = {"state": ShardState.running, "barren": 1, "lease_token": uuid4(), "lease_until": past}
+        last = select(func.max(Shard.id)).where(Shard.build_id == build_id).scalar_subquery()
+        await session.execute(update(Shard).where(Shard.id == last).values(fallen))
+
+    async def stall() -> None:
+        async with database.begin() as session:
+            await stall_build(session, build_id, "the teacher is down")
+
+    async with watched(streams, build_id) as reader:
+        await reader.state()
+        told: list[ServerSentEvent] = []
+        async with database.begin() as session:
+            await reap(session, max_barren=1)
+            await session.flush()
+            stalling = asyncio.create_task(stall())
+            while not (stalling.done() or await waits_for_a_lock(database)):  # noqa: ASYNC110 the database tells nobody
+                await asyncio.sleep(0.01)
+            while stalling.done() and "event" not in [each.name for each in told]:
+                told.append(await reader.next())
+        await stalling
+        await change(database, build_id, state=BuildState.cancelled)
+        told += await reader.rest()
+    events = [BuildEvent.model_validate_json(each.data) for each in told if each.name == "event"]
+    assert [event.kind for event in events] == ["shard_dead", "stalled"]
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    """Whether a transaction in this database waits for another one."""
+    waiting = text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    )
+    async with database.begin() as session:
+        return bool(await session.scalar(waiting))
 
 
 async def test_many_watchers_cost_one_look(

@@ -222,6 +222,7 @@ async def _end_leases(
         .returning(Shard.id, Shard.build_id, Shard.state, Shard.error)
     )
     rows = (await session.execute(ended)).all()
+    await _lock_builds(session, {row.build_id for row in rows if row.state is ShardState.dead})
     for row in rows:
         ids = {"build_id": row.build_id, "shard_id": row.id}
         if error == SILENT:
@@ -231,6 +232,13 @@ async def _end_leases(
             detail = f"shard {row.id} was given up after {max_barren} leases without a new sample: {row.error}"
             session.add(Event(build_id=row.build_id, kind="shard_dead", detail=detail))
     return [(row.id, row.build_id) for row in rows if row.state is ShardState.ready]
+
+
+async def _lock_builds(session: AsyncSession, ids: Collection[int]) -> None:
+    """Before events of theirs are written, see `Event`. Locks are taken in one order: shards, then builds by id."""
+    if ids:
+        locked = select(Build.id).where(Build.id.in_(ids)).order_by(Build.id).with_for_update(key_share=True)
+        await session.execute(locked)
 
 
 def _pause() -> ColumnElement[Any]:

@@ -281,7 +281,11 @@ class Score(Base):
 
 
 class Event(Base):
-    """What the owner of a build should be able to read later, such as a refused row of the source."""
+    """What the owner of a build should be able to read later, such as a refused row of the source.
+
+    Written under a lock of the build's row only. Readers go on from the last id that they saw, and one that was given
+    earlier and committed later than that would never be read.
+    """
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_build_id", "build_id", "id"),)
