@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from rlt_local.ports import free
 from rlt_service.auth import Authenticator
 from rlt_service.keys import hash_token
 from rlt_service.server import CannotListen, check_bind, listen, raise_file_limit
@@ -29,6 +30,7 @@ from rlt_service.settings import ServerSettings, load
 settings = load(ServerSettings, prog="rlt-echo")
 from rlt_client.schemas.common import Scope
 from rlt_service.app import create_app
+from rlt_local.ports import free
 from rlt_service.auth import requires
 from rlt_service.health import Check
 from rlt_service.revision import ModelNotFound
@@ -72,9 +74,7 @@ def run(*args: str, mode: str = "") -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         command("--port", str(port), *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

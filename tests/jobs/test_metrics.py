@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from rlt_client.errors import Unavailable
 from rlt_jobs.builds.models import Build
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.metrics import Backlog
+from rlt_local.ports import free
 from rlt_service.metrics import Metrics
 
 
@@ -65,9 +65,7 @@ async def test_a_worker_counts_its_leases_flushes_and_seals(services: Services, 
 
 def test_processes_of_a_worker_add_up_and_those_that_died_have_nothing_under_way() -> None:
     """As `rlt-jobs worker --metrics-port` does it: in processes of their own, for the library looks once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free()
     script = f"""
 import os, sys
 from rlt_jobs import shared_metrics

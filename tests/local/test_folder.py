@@ -17,9 +17,10 @@ import pytest
 
 from rlt_client.schemas.common import Scope
 from rlt_local import logs as logs_module
+from rlt_local import ports
 from rlt_local.keys import prepare_keys
 from rlt_local.logs import LOG_LIMIT, followed, last_lines, log_files
-from rlt_local.ports import PortTaken, choose, free, taken
+from rlt_local.ports import HOST, PortTaken, choose, free, taken
 from rlt_local.state import AlreadyRunning, ComponentRecord, ComponentState, StackRecord, StackState, StateFolder
 from rlt_local.status import current
 from rlt_local.stop import is_alive, stop
@@ -89,17 +90,21 @@ def test_keys_are_made_once_and_open_no_more_than_needed(folder: StateFolder) ->
     assert len(set(keys.tokens.values())) == 3
 
 
-def test_a_taken_port_is_named_with_its_server() -> None:
+def test_a_taken_port_is_named_with_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(PortTaken, match=f"port {port} \\(for the reward server\\) is in use on 127.0.0.1"):
-            choose(port - 1)
+        assert taken(listener.getsockname()[1])
+    monkeypatch.setattr(ports, "taken", {8002}.__contains__)
+    with pytest.raises(PortTaken, match=r"port 8002 \(for the reward server\) is in use on 127.0.0.1"):
+        choose(8001)
 
 
 def test_free_ports_are_free_and_different() -> None:
-    ports = free(20)
-    assert len(set(ports)) == 20
-    assert not any(map(taken, ports))
+    found = free(20)
+    assert len(set(found)) == 20
+    assert not any(map(taken, found))
+    for port in found:  # those who ask for any port are not given it: it can be had by name only, as servers ask for it
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((HOST, port))
     assert set(choose(None)) == {"teacher", "reward", "jobs"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import redis
 
 from rlt_jobs import migrate
 from rlt_local.databases import Running, prepare_postgres, prepare_valkey, start
+from rlt_local.ports import free
 
 TEMPLATE = "rlt_template"
 
@@ -55,7 +55,7 @@ def empty_postgres_url(postgres_server: Running) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder: Path = tmp_path_factory.mktemp("valkey")
-    program = prepare_valkey(folder, _free_port(), durable=False)
+    program = prepare_valkey(folder, *free(), durable=False)
     with start(program, folder / "log", die_with_caller=True) as server:
         server.wait_ready()
         yield server
@@ -76,10 +76,3 @@ def _execute(url: str, statement: str) -> None:
 
 def _database(url: str, name: str) -> str:
     return url.replace("/postgres?", f"/{name}?")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from rlt_service.server import listen
+from rlt_local.ports import free
 
 START_S = 90.0  # torch alone takes ten on two busy cores
 CALLS = 12
@@ -24,8 +23,7 @@ CALLS = 12
 @pytest.fixture
 def server(golden_dir: Path, formats_dir: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
     """Each batch waits a second for company: time to be told to stop while requests wait."""
-    with closing(listen("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free()
     flags = {"student": golden_dir / "student", "formats": formats_dir, "format": "golden", "preset": "ss_only"}
     options = {**flags, "port": port, "batch-window-ms": 1000, "full-batch-tokens": 16384, "threads": 1}
     command = [sys.executable, "-m", "rlt_reward_server", *(f"--{name}={value}" for name, value in options.items())]

@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rlt_client.errors import RLTError
+from rlt_local.ports import free
 from rlt_reward_server.app import build
 from rlt_reward_server.hosting import ModelHost
 from rlt_reward_server.registry import Selection
@@ -260,8 +261,7 @@ def test_what_a_user_can_mend_ends_with_one_line(golden_dir: Path, tmp_path: Pat
 
 def test_a_life_from_start_to_sigterm(golden_dir: Path, formats_dir: Path, tmp_path: Path) -> None:
     """Settings from the environment; JSON lines only; the queue is drained; exit code 0."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free()
     environment = os.environ | {
         "RLT_REWARD_STUDENT": str(golden_dir / "student"),
         "RLT_REWARD_FORMATS": str(formats_dir),

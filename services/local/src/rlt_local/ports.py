@@ -44,9 +44,18 @@ def taken(port: int) -> bool:
 
 
 def free(count: int = 1) -> list[int]:
-    """Ports that nothing listens on now, all different."""
+    """Ports that nothing listens on, all different.
+
+    Each rests in TIME_WAIT: for a minute the kernel gives it to nobody who asks for any port, while a server that names
+    it and sets SO_REUSEADDR, as they all do, may listen there.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+        return [_rested(stack) for _ in range(count)]
+
+
+def _rested(stack: ExitStack) -> int:
+    listener = stack.enter_context(socket.create_server((HOST, 0)))  # sets SO_REUSEADDR, which must be set on both
+    stack.enter_context(socket.create_connection(listener.getsockname()))
+    listener.accept()[0].close()  # who closes first is who waits: the side with this port
+    port: int = listener.getsockname()[1]
+    return port
