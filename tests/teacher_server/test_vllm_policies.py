@@ -313,6 +313,16 @@ async def test_a_vllm_that_keeps_its_weights(base, other, missing):
         await engine.sample(asked())
 
 
+async def test_a_vllm_that_cannot_tell_its_settings_says_why(base, other):
+    fake = FakeVLLM()
+    fake.refuses["/server_info"] = httpx.Response(500, json={"error": {"message": "no pip here"}})
+    async with fake.engine(weights=base) as engine:
+        with pytest.raises(InvalidRequest, match="/server_info answers 500: no pip here") as caught:
+            await engine.replace(other)
+        assert caught.value.type == "weights_unavailable"
+        await engine.sample(asked())
+
+
 @pytest.mark.parametrize(
     "shapes",
     [

@@ -47,6 +47,8 @@ class Weights:
         self._named = False
         self.info: wire.Info | None = None
         """Of a server in dev mode."""
+        self.silent: str | None = None
+        """Why a server in dev mode does not tell its settings."""
         self.unusable: str | None = None
         """Why nothing may be sampled until others are put in its place; vLLM may die of it."""
         self.replaced = False
@@ -87,7 +89,7 @@ class Weights:
     async def check(self, weights: FullWeights) -> None:
         """Raises `InvalidRequest` before anything is changed."""
         if self.info is None or not self._named:
-            raise InvalidRequest(f"this engine keeps its weights: {FLAGS}", type="weights_unavailable")
+            raise InvalidRequest(f"this engine keeps its weights: {self.silent or FLAGS}", type="weights_unavailable")
         if self._first is not None:
             await asyncio.to_thread(fit_weights, self._first.folder, weights.folder)
 
