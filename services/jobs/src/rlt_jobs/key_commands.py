@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from rlt_client.schemas.common import Scope
@@ -89,7 +90,7 @@ async def keys(settings: Settings, asked: Namespace) -> int:
     try:
         match asked.action:
             case "add":
-                return await _add(store, asked.owner, asked.scopes, **limits)
+                return await _add(store, asked.owner, asked.scopes, limits)
             case "set":
                 return await _set(store, asked.key_id, limits)
             case "revoke":
@@ -100,9 +101,9 @@ async def keys(settings: Settings, asked: Namespace) -> int:
         await database.close()
 
 
-async def _add(store: DatabaseKeys, owner: str, scopes: frozenset[Scope], **limits: str | None) -> int:
+async def _add(store: DatabaseKeys, owner: str, scopes: frozenset[Scope], limits: dict[str, str | None]) -> int:
     token = create_token()
-    key = Key(hash_token(token), owner, scopes, **limits)
+    key = Key(hash_token(token), owner, scopes, rate=limits.get("rate"), items=limits.get("items"))
     await store.add(key)
     sys.stdout.write(f"{token}\n")
     sys.stderr.write(f"key {key.id} of {key.owner}; the token is shown once\n")
@@ -129,7 +130,7 @@ def _unknown(key_id: str) -> int:
     return 1
 
 
-def _show(found: list[Key]) -> int:
+def _show(found: Sequence[Key]) -> int:
     for key in found:
         limits = [f"{name}={value}" for name in _LIMITS if (value := getattr(key, name))]
         sys.stdout.write("  ".join([key.id, key.owner, ",".join(sorted(key.scopes)), *limits]) + "\n")

@@ -5,7 +5,7 @@ Nothing is kept between two requests, so that a key that is limited or revoked i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import ARRAY, CheckConstraint, Text, func, insert, select, text, update
@@ -62,7 +62,7 @@ class DatabaseKeys:
         async with self._database.begin() as session:
             return [_key(row) for row in await session.scalars(live)]
 
-    async def limit(self, key_id: str, limits: Mapping[str, str | None]) -> list[Key]:
+    async def limit(self, key_id: str, limits: Mapping[str, str | None]) -> Sequence[Key]:
         """Give the keys whose hash begins with `key_id` these limits, by name; others stay. Returns the keys."""
         named = update(KeyRow).where(KeyRow.hash.startswith(key_id), KeyRow.revoked_at.is_(None))
         async with self._database.begin() as session:
