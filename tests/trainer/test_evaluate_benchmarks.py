@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rlt_trainer.config import EvaluateConfig
 from rlt_trainer.errors import BadConfig, BadData
@@ -166,6 +166,28 @@ def test_a_task_of_likelihoods_is_none_for_a_student(make: Make) -> None:
         run(make(benchmarks=["choices"]))
 
 
+@pytest.mark.usefixtures("harness")
+def test_tasks_of_ones_own_are_added_to_the_harness_s(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    tasks = ModuleType("lm_eval.tasks")
+    tasks.TaskManager = lambda *, include_path: include_path  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    monkeypatch.setattr(
+        sys.modules["lm_eval"],
+        "simple_evaluate",
+        lambda **told: given.append(told["task_manager"]) or simple_evaluate(**told),
+    )
+    run(make(tasks=tmp_path))
+    run(make(output=tmp_path / "without"))
+    assert given == [str(tmp_path), None]
+    with pytest.raises(BadConfig, match="tasks: no/such is no folder"):
+        run(make(output=tmp_path / "none", tasks="no/such"))
+    with pytest.raises(ValidationError, match="`tasks` are files for `benchmarks`"):
+        make(benchmarks=[], data={"path": "rows.jsonl"}, tasks=tmp_path)
+
+
 def test_without_the_harness_nothing_is_loaded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(BadConfig, match=r"pip install 'rlt-trainer\[benchmarks\]'"):
@@ -174,10 +196,7 @@ def test_without_the_harness_nothing_is_loaded(make: Make, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra rlt-trainer[benchmarks] is not installed")
-def test_the_harness_itself(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
+def test_the_harness_itself(make: Make, tmp_path: Path) -> None:
     wanted = by_hand(make, tmp_path)["pass_at"]["1"]["value"]
     tasks = tmp_path / "tasks"
     tasks.mkdir()
@@ -195,8 +214,6 @@ metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
     )
-    manager = TaskManager(include_path=str(tasks))
-    monkeypatch.setattr(lm_eval, "simple_evaluate", partial(lm_eval.simple_evaluate, task_manager=manager))
-    found = results(run(make()))["benchmarks"]
+    found = results(run(make(tasks=tasks)))["benchmarks"]
     assert found["results"]["chains"]["exact_match,none"] == wanted
     assert found["n-samples"]["chains"]["effective"] == COUNT

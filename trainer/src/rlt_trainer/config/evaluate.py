@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -47,8 +48,9 @@ class EvaluateConfig(Stage):
     benchmarks: list[str] = Field(
         [],
         description="tasks of lm-eval-harness, such as aime24, minerva_math500, gpqa_diamond_cot_zeroshot; each asks "
-        "for one sample of a problem",
+        "for one sample of a problem. Countdown is none of them: `data` with match = countdown",
     )
+    tasks: Path | None = Field(None, description="folder of task files (*.yaml) of your own, for `benchmarks`")
     texts: Prompts = Prompts()
     match: Match = Field(Match.math, description="when an answer counts as right")
     samples: int = Field(1, ge=1, description="of each problem")
@@ -64,6 +66,8 @@ class EvaluateConfig(Stage):
     def _has_something_to_do(self) -> Self:
         if self.data is None and not self.benchmarks:
             raise ValueError("want `data` or `benchmarks`")
+        if self.tasks is not None and not self.benchmarks:
+            raise ValueError("`tasks` are files for `benchmarks`, which name what is run")
         if max(self.ks) > self.samples:
             raise ValueError(f"pass@{max(self.ks)} needs that many samples of each problem, not {self.samples}")
         if self.samples > 1 and self.temperature == 0:

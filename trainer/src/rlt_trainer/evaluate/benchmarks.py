@@ -33,7 +33,8 @@ def benchmarked(config: EvaluateConfig, writer: Writer, sampler: Sampler) -> dic
     """What the harness says of each task; its judgement of each answer goes to `<output>/benchmarks/TASK.jsonl`.
 
     Raises:
-        BadConfig: the harness is not installed, or a task is none for a model that thinks and writes.
+        BadConfig: the harness is not installed, a task is none for a model that thinks and writes, or there is no such
+            folder of tasks.
         BadData: there is no such task, or its problems cannot be had.
         TrainingError: samples cannot be drawn now; those that were are kept.
     """
@@ -42,6 +43,7 @@ def benchmarked(config: EvaluateConfig, writer: Writer, sampler: Sampler) -> dic
         found: dict[str, Any] = harness().simple_evaluate(
             model=model,
             tasks=list(config.benchmarks),
+            task_manager=_with(config.tasks) if config.tasks else None,
             log_samples=True,
             random_seed=config.seed,
             numpy_random_seed=config.seed,
@@ -66,6 +68,13 @@ def harness() -> Any:
         return importlib.import_module("lm_eval")
     except ModuleNotFoundError as error:
         raise BadConfig(f"benchmarks need lm-eval: pip install 'rlt-trainer[benchmarks]' ({error})") from error
+
+
+def _with(folder: Path) -> Any:
+    """The harness's tasks and those of a folder."""
+    if not folder.is_dir():
+        raise BadConfig(f"tasks: {folder} is no folder")
+    return importlib.import_module("lm_eval.tasks").TaskManager(include_path=str(folder))
 
 
 def _model_class(base: type) -> type:
