@@ -12,7 +12,6 @@ from rlt_client.schemas.common import ModelRef, Problem, Timing
 from rlt_client.schemas.generate import Generated, GenerateRequest, GenerateResponse
 from rlt_trainer.config.rl import Rollout
 from rlt_trainer.rl.engines import Ask, Completion, Failed, Published, TeacherEngine
-from rlt_trainer.rl.engines.contents import content_hash
 
 WEIGHTS = Published(Path("/weights"), False, "sha256:1")
 ASKS = [Ask([1, 2], seed) for seed in range(4)]
@@ -85,15 +84,3 @@ async def test_a_refusal_ends_it(engine: TeacherEngine) -> None:
     given(engine, Refuses())
     with pytest.raises(InvalidRequest):
         await engine.generate(ASKS, WEIGHTS)
-
-
-def test_the_hash_of_a_folder_is_that_of_its_weights(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("a", "b", "c", "d")]
-    for folder, weights, settings in zip(folders, "xxyx", "1112", strict=True):
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").write_text(weights)
-        (folder / "adapter_config.json").write_text(settings)
-        (folder / "README.md").write_text(folder.name)
-    one, same, other, otherwise = map(content_hash, folders)
-    assert one == same
-    assert len({one, other, otherwise}) == 3

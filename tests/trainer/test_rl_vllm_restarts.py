@@ -12,7 +12,7 @@ import httpx
 import pytest
 from plugins.fake_vllm import NOT_FOUND, FakeVLLM
 
-from rlt_client.errors import Unavailable
+from rlt_client.errors import InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout, RolloutEngine
 from rlt_trainer.rl.engines import Ask, Completion, Published, VLLMEngine, vllm
 
@@ -140,6 +140,13 @@ async def test_weights_that_are_said_to_be_in_place_are(
     other.weights = folder.name
     assert await sampled(engine, weights) == set(logprobs(other))
     assert set(logprobs(FakeVLLM())) != set(logprobs(other))
+
+
+async def test_a_folder_without_weights(engine: VLLMEngine, server: Mortal, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match="has no weights"):
+        await engine.publish(tmp_path, lora=False)
+    assert server.calls == []
 
 
 async def test_patience_ends(engine: VLLMEngine, server: Mortal, folder: Path) -> None:

@@ -22,8 +22,8 @@ import httpx
 
 from rlt_client.errors import APIError, InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout
+from rlt_trainer.revision import folder_revision
 from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
-from rlt_trainer.rl.engines.contents import content_hash
 
 __all__ = ["VLLMEngine"]
 
@@ -98,7 +98,10 @@ class VLLMEngine:
         return list(await asyncio.gather(*(self._sample(ask, weights) for ask in asks)))
 
     async def publish(self, folder: Path, *, lora: bool) -> Published:
-        weights = Published(folder, lora, await asyncio.to_thread(content_hash, folder))
+        revision = await asyncio.to_thread(folder_revision, folder)
+        if revision is None:
+            raise InvalidRequest(f"{folder} has no weights", type="unusable_policy")
+        weights = Published(folder, lora, revision)
         await self._publish(weights)
         return weights
 
