@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+MANY = 50_000  # objects, which take a collection about 25 ms
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
@@ -19,3 +21,12 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What is still there when the tests of a file have ended is there for good: imported since, or a session's."""
+    yield
+    if nextitem and nextitem.path != item.path and len(gc.get_objects(generation=2)) > MANY:
+        gc.collect()
+        gc.freeze()
