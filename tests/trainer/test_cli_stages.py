@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,6 +75,19 @@ def test_all_commands_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
     told = capsys.readouterr().out
     assert set(STAGES) == {"sft", "rl", "distill", "evaluate"}
     assert all(name in told and stage.help in told for name, stage in STAGES.items())
+
+
+def test_stdout_has_the_path_alone(
+    whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the libraries that a run uses print."""
+    runner = ModuleType(STAGES["rl"].runner)
+    runner.run = lambda config: print("Tracking run with wandb") or config.output  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, STAGES["rl"].runner, runner)
+    assert main(["rl", "--config", str(whole)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{whole.parent}/run\n"
+    assert "Tracking run" in told.err
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,13 +25,15 @@ class StageCommand:
     help: str
     config: str
     runner: str
+    tells: bool = False
+    """Whether `run` writes on stdout itself, what was found; else nothing is there but the path."""
 
 
 STAGES: Final = {
     "sft": StageCommand("warm-up of a teacher on explanations", "SFTConfig", "rlt_trainer.sft"),
     "rl": StageCommand("GRPO with the reward of a student, or for right answers", "RLConfig", "rlt_trainer.rl.run"),
     "distill": StageCommand("a student learns from traces", "DistillConfig", "rlt_trainer.distill"),
-    "evaluate": StageCommand("how often a student is right", "EvaluateConfig", "rlt_trainer.evaluate.run"),
+    "evaluate": StageCommand("how often a student is right", "EvaluateConfig", "rlt_trainer.evaluate.run", tells=True),
 }
 
 
@@ -49,7 +52,8 @@ def run(name: str, argv: Sequence[str], *, prog: str) -> int:
             sys.stdout.write(plan(config, planned_for or processes()))
             return 0
         _log_to_stderr()
-        made = importlib.import_module(stage.runner).run(config)
+        with redirect_stdout(sys.stdout if stage.tells else sys.stderr):  # trackio and wandb print on it
+            made = importlib.import_module(stage.runner).run(config)
     except Interrupted as stop:
         sys.stderr.write(f"{prog}: {stop}\n")
         return stop.exit_code
