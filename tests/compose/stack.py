@@ -74,21 +74,23 @@ class Stack:
     def key(self) -> str:
         return (self.secrets / "rlt.key").read_text().strip()
 
-    def compose(self, *args: str, timeout: float = COMMAND_SECONDS, stdin: str | None = None) -> str:
+    def compose(self, *args: str, timeout: float = COMMAND_SECONDS, stdin: str | None = None, log: bool = False) -> str:
         """What `docker compose ARGS` prints.
 
         Raises:
             Failed: it ended with another status than 0.
         """
-        return self.docker("compose", *args, timeout=timeout, stdin=stdin)
+        command = ["docker", "compose", *args]
+        return _run(command, timeout=timeout, stdin=stdin, env=self._env, cwd=ROOT, log=log)
 
     def script(self, path: str, *args: str) -> str:
         """What one of the repository's scripts prints. Raises `Failed`."""
         return _run([str(ROOT / path), *args], timeout=UP_SECONDS, stdin=None, env=self._env, cwd=ROOT)
 
     def tool(self, service: str, *argv: str) -> str:
-        """What a command of the profile `tools` prints, in a container of its own. Raises `Failed`."""
-        return self.compose("--profile", "tools", "run", "--rm", "-T", service, *argv)
+        """What a command of the profile `tools` prints, in a container of its own, its log too. Raises `Failed`."""
+        run = ("--progress", "quiet", "--profile", "tools", "run", "--rm", "-T", service)
+        return self.compose(*run, *argv, log=True)
 
     def docker(self, *args: str, timeout: float = COMMAND_SECONDS, stdin: str | None = None) -> str:
         return _run(["docker", *args], timeout=timeout, stdin=stdin, env=self._env, cwd=ROOT)
@@ -145,12 +147,23 @@ class Stack:
         return self.compose("logs", "--no-color", *(options or ("--tail", "40")))
 
 
-def _run(command: Sequence[str], *, timeout: float, stdin: str | None, env: dict[str, str], cwd: Path) -> str:
+def _run(
+    command: Sequence[str], *, timeout: float, stdin: str | None, env: dict[str, str], cwd: Path, log: bool = False
+) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, input=stdin, env=env, cwd=cwd, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if log else subprocess.PIPE,
+        text=True,
+        timeout=timeout,
+        input=stdin,
+        env=env,
+        cwd=cwd,
+        check=False,
     )
     if done.returncode:
-        raise Failed(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        said = f"{done.stdout[-4000:]}{(done.stderr or '')[-4000:]}"
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}\n{said}")
     return done.stdout
 
 
