@@ -3,6 +3,8 @@
 publishing  when the weights are written for the engine, and it does not know of them
 published   when the engine has the weights, before it samples
 roll-out    when half of the step's completions are there
+sampling    when one of the step's completions is there, and others that were asked for with it are not
+on-vllm     the same of a run that asks vLLM itself
 scoring     when the completions are there, before they are scored
 update      when the gradients are there, before the weights change
 writing     in the middle of a checkpoint: the weights are written, the optimizer is not
@@ -26,13 +28,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rlt_trainer import checkpoints
 from rlt_trainer.__main__ import main
 from rlt_trainer.rl import turns
-from rlt_trainer.rl.engines import TeacherEngine
+from rlt_trainer.rl.engines import TeacherEngine, VLLMEngine
 from rlt_trainer.rl.rewards import ServerRewards
 
 POINTS: dict[str, tuple[Any, str, int]] = {
     "publishing": (TeacherEngine, "publish", 1),
     "published": (TeacherEngine, "generate", 1),
     "roll-out": (TeacherEngine, "generate", 5),  # of 8
+    "sampling": (TeacherEngine, "_generate", 5),  # where 4 are under way at once
+    "on-vllm": (VLLMEngine, "_complete", 5),
     "scoring": (ServerRewards, "score", 5),
     "update": (torch.optim.AdamW, "step", 1),
     "writing": (transformers.Trainer, "_save_optimizer_and_scheduler", 1),

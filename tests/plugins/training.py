@@ -38,9 +38,9 @@ class Service:
     def __init__(self, module: str, folder: Path, **flags: object) -> None:
         self._module = module
         self._folder = folder
-        self._port = free()[0]
-        self._flags = {"port": self._port, "format": "mini", "threads": 1} | flags
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.port = free()[0]
+        self._flags = {"port": self.port, "format": "mini", "threads": 1} | flags
+        self.url = f"http://127.0.0.1:{self.port}"
         self._running: Running | None = None
 
     def start(self, **changed: object) -> None:
@@ -50,9 +50,9 @@ class Service:
         program = Program(self._module, argv, self._folder, self.url, self._ready, signal.SIGTERM)
         self._running = start(program, self._folder / f"{self._module}.log", die_with_caller=True)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, within: float = START_S) -> None:
         assert self._running is not None
-        self._running.wait_ready(START_S)
+        self._running.wait_ready(within)
 
     @property
     def pid(self) -> int:
@@ -144,8 +144,8 @@ class Training:
         """As `start`, to the end; what it printed. Its exit status must be `status`."""
         return self.ended(self.start(at, kill=kill), status)
 
-    def ended(self, process: BaseProcess, status: int = 0) -> str:
-        process.join(RUN_S)
+    def ended(self, process: BaseProcess, status: int = 0, *, within: float = RUN_S) -> str:
+        process.join(within)
         process.kill()
         process.join()
         told = self._log.read_text()
@@ -214,16 +214,17 @@ def training(servers: Servers, tiny_warmup: Path, rl_problems: Path) -> Callable
 
     def make(name: str, **given: Any) -> Training:
         urls = {"teacher": servers.teacher.url, "reward": servers.reward.url}
-        return Training(_merged(rl_settings(servers.root, name, tiny_warmup, rl_problems, **urls), given))
+        return Training(merged(rl_settings(servers.root, name, tiny_warmup, rl_problems, **urls), given))
 
     return make
 
 
-def _merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their places, table by table."""
     whole = dict(base)
     for key, value in given.items():
         mine = whole.get(key)
-        whole[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+        whole[key] = merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
     return whole
 
 
