@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,13 +28,19 @@ def s3_endpoint() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def s3_url(s3_endpoint: str) -> str:
-    """A prefix in a new bucket."""
+@pytest.fixture(scope="session")
+def s3_files(s3_endpoint: str) -> Any:
+    """Who makes the buckets: one for all, since each client of botocore reads its models and certificates anew."""
     import s3fs
 
+    return s3fs.S3FileSystem(endpoint_url=s3_endpoint, skip_instance_cache=True)
+
+
+@pytest.fixture
+def s3_url(s3_files: Any) -> str:
+    """A prefix in a new bucket."""
     bucket = f"rlt-{uuid.uuid4().hex}"
-    s3fs.S3FileSystem(endpoint_url=s3_endpoint, skip_instance_cache=True).mkdir(bucket)
+    s3_files.mkdir(bucket)
     return f"s3://{bucket}/store"
 
 
