@@ -5,10 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 compose="docker compose --profile tools"
 $compose stop proxy jobs-api jobs-relay jobs-worker
-# Copied from another machine they may belong to whoever copied them.
-own="--no-deps --user 0:0 --cap-add CHOWN --cap-add DAC_READ_SEARCH --entrypoint chown"
-$compose run --rm $own backup --recursive 10001:10001 /backups
+# Backups from another machine may belong to whoever copied them, and a volume that is new here belongs to root.
+own="$compose run --rm --no-deps --user 0:0 --cap-add CHOWN --cap-add DAC_READ_SEARCH --entrypoint chown"
+$own backup --recursive 10001:10001 /backups
+$own restore 10001:10001 /store
 $compose run --rm restore "$@"
 $compose run --rm migrate
 $compose run --rm --no-deps jobs-relay rlt-jobs check
-$compose up --detach --wait --no-build
+docker compose up --detach --wait --no-build
