@@ -20,12 +20,12 @@ from trl.trainer import grpo_trainer
 
 from rlt_trainer.config import RLConfig
 from rlt_trainer.errors import BadConfig, BadData, RewardsMissing
-from rlt_trainer.rl import grpo
+from rlt_trainer.rl import grpo, session
 from rlt_trainer.rl.engines import Ask, Completion, Failed
 from rlt_trainer.rl.grpo import Trainer
 from rlt_trainer.rl.problems import Problem
 from rlt_trainer.rl.rewards import Rewarded
-from rlt_trainer.rl.run import _Session, run
+from rlt_trainer.rl.run import run
 
 GROUP = 4
 USED = {"sync_weights", "vllm_client"}
@@ -59,8 +59,8 @@ def scripted(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             return Rewarded(value, failure=None if value is not None else "kl_unavailable")
 
         engine, rewards = ScriptedEngine(make), ScriptedRewards(score)
-        monkeypatch.setattr(_Session, "_make_engine", _giving(engine))
-        monkeypatch.setattr(_Session, "_make_rewards", _giving(rewards))
+        monkeypatch.setattr(session, "make_engine", _giving(engine))
+        monkeypatch.setattr(session, "make_rewards", _giving(rewards))
         data = tmp_path / "problems.jsonl"
         rows = [{"question": "Q 36 A +5 B *3 C +11 D +5", "answer": "17"}, {"question": "Q 1 A +2", "answer": "3"}]
         data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -69,8 +69,8 @@ def scripted(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return train
 
 
-def _giving(made: Any) -> Callable[[Any], Any]:
-    async def give(_: Any) -> Any:
+def _giving(made: Any) -> Callable[..., Any]:
+    async def give(*_: Any) -> Any:
         return made
 
     return give
