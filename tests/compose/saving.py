@@ -25,7 +25,6 @@ def saved(stack: Stack) -> Iterator[str]:
         build = submit(stack, jobs, "begun")
         made = growing(stack, jobs, build, 0)
         yield f"at {made} of the samples of build {build}: {stack.script('docker/backup.sh').splitlines()[-1]}"
-        growing(stack, jobs, build, made)
     stack.down("--volumes", "--remove-orphans")
     yield "down: every volume is lost; secrets and backups are what is left"
     stack.script("docker/restore.sh")
