@@ -186,15 +186,15 @@ async def test_silence_is_noticed_and_pings_are_no_silence() -> None:
     async def flow() -> AsyncIterator[bytes]:
         yield sse(STARTED)
         for _ in range(6):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             yield b": ping\n\n"
         await asyncio.sleep(60)
 
     began = time.monotonic()
-    with pytest.raises(TransportError, match=r"not a byte for 0\.2 s") as caught:
-        await collect(Streaming(flow), idle=0.2)
+    with pytest.raises(TransportError, match=r"not a byte for 1\.2 s") as caught:
+        await collect(Streaming(flow), idle=1.2)
     assert not isinstance(caught.value, DeadlineExceeded)
-    assert 0.45 < time.monotonic() - began < 5
+    assert 2.9 < time.monotonic() - began < 50
 
 
 async def test_the_deadline_is_that_of_the_whole_stream() -> None:
@@ -239,7 +239,7 @@ async def test_closing_the_iterator_hangs_up() -> None:
             async for event in events:
                 assert event == STARTED
                 break
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 60)
 
 
 async def test_cancelling_the_caller_hangs_up() -> None:
@@ -252,9 +252,9 @@ async def test_cancelling_the_caller_hangs_up() -> None:
 
     async with endless(gone.set) as url, AsyncTeacherClient(url) as teacher:
         reading = asyncio.create_task(read(teacher))
-        await asyncio.wait_for(first.wait(), 5)
+        await asyncio.wait_for(first.wait(), 60)
         reading.cancel()
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 60)
         with pytest.raises(asyncio.CancelledError):
             await reading
 
@@ -294,7 +294,7 @@ def test_leaving_the_blocking_iterator_hangs_up(by: str) -> None:
         else:
             assert list(itertools.islice(events, 1)) == [STARTED]
             del events
-        assert gone.wait(5)
+        assert gone.wait(60)
     stop.set()
     server.join()
 

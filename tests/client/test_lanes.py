@@ -51,7 +51,7 @@ async def running() -> AsyncIterator[tuple[Server, str]]:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 the other side has no event to wait for
             await asyncio.sleep(0.005)
 

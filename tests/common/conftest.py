@@ -149,7 +149,7 @@ def http(url: str) -> Iterator[httpx.Client]:
 class LogLines(io.StringIO):
     def records(self, **members: Any) -> list[dict[str, Any]]:
         """The lines that have these members. A request's own line may come just after its reply: it is waited for."""
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 60
         while not (found := self._having(members)) and time.monotonic() < deadline:
             time.sleep(0.01)
         return found

@@ -126,7 +126,7 @@ async def test_the_client_waits_and_is_served() -> None:
             for _ in range(4):
                 await http.request("GET", "/thing", reply=Reply)
             assert time.monotonic() - began >= 1
-            asked = (http.request("GET", "/thing", reply=Reply, retry=False) for _ in range(3))
+            asked = (http.request("GET", "/thing", reply=Reply, retry=False) for _ in range(30))
             refusals = [error for error in await asyncio.gather(*asked, return_exceptions=True) if error]
     told = {(error.type, error.retry_after) for error in refusals if isinstance(error, Overloaded)}
     assert told == {("rate_limited", 1)}

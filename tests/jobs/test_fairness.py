@@ -164,7 +164,7 @@ async def test_the_head_of_the_next_shard_is_asked_for_under_the_tail_of_the_las
         return await explain(request)
 
     services.teacher.explain = held  # type: ignore[method-assign]
-    await asyncio.wait_for(work_shard(services, 0), 10)
+    await asyncio.wait_for(work_shard(services, 0), 60)
     assert under_way == [6]
 
 

@@ -96,7 +96,7 @@ async def test_retry_after_is_waited_for_within_reason() -> None:
         assert not opens.done()
         opens.cancel()
         clock.time += waited
-        await asyncio.wait_for(_enters(flow), 1)
+        await asyncio.wait_for(_enters(flow), 60)
 
 
 async def _enters(flow: Flow) -> None:
@@ -109,7 +109,7 @@ async def test_a_place_is_given_back_by_whoever_is_cancelled() -> None:
     holder = asyncio.create_task(_hold(flow))
     await asyncio.sleep(0)
     holder.cancel()
-    await asyncio.wait_for(_enters(flow), 1)
+    await asyncio.wait_for(_enters(flow), 60)
     assert flow.busy == 0
 
 
@@ -136,7 +136,7 @@ async def test_who_is_cancelled_while_a_place_is_handed_over_gives_it_on() -> No
         first, second = (asyncio.create_task(_enters(flow)) for _ in range(2))
         await asyncio.sleep(0)
     first.cancel()  # it has its place, and was not woken yet
-    await asyncio.wait_for(second, 1)
+    await asyncio.wait_for(second, 60)
     assert flow.busy == 0
 
 
@@ -150,7 +150,7 @@ async def test_it_is_idle_when_a_place_is_free_that_nobody_waits_for() -> None:
     await asyncio.sleep(0.01)
     assert not idle.done()
     holders[1].cancel()
-    await asyncio.wait_for(idle, 1)
+    await asyncio.wait_for(idle, 60)
     holders[2].cancel()
 
 
@@ -167,5 +167,5 @@ async def test_closed_it_turns_away_who_waits_and_opens_again() -> None:
         await _enters(flow)
     holder.cancel()
     flow.open(careful=True)
-    await asyncio.wait_for(_enters(flow), 1)
+    await asyncio.wait_for(_enters(flow), 60)
     assert flow.limit == 1

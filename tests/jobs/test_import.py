@@ -395,8 +395,8 @@ async def test_who_lost_the_lease_cannot_fail_what_another_one_imports(
 
     def late(uri: str) -> Any:
         monkeypatch.setattr(services.store, "open", read)
-        asyncio.run_coroutine_threadsafe(abandoned(services.database, build_id), loop).result(20)
-        asyncio.run_coroutine_threadsafe(run_import(services, build_id), loop).result(20)
+        asyncio.run_coroutine_threadsafe(abandoned(services.database, build_id), loop).result(60)
+        asyncio.run_coroutine_threadsafe(run_import(services, build_id), loop).result(60)
         raise Damaged(f"{uri}: no such file")
 
     loop = asyncio.get_running_loop()

@@ -124,7 +124,7 @@ async def test_a_shard_that_is_locked_holds_up_no_other(database: Database, make
     id = await make_build(problems=2, n=1, shard_samples=1)
     locked, free = [await claim(shard.id) for shard in await shards(database, id)]
     await expire(database, id)
-    async with database.begin() as vanished, asyncio.timeout(20):
+    async with database.begin() as vanished, asyncio.timeout(60):
         await hold_shard(vanished, locked)
         async with database.begin() as session:
             assert await reap(session, max_barren=5) == 1
@@ -139,7 +139,7 @@ async def test_who_rings_waits_for_no_shard_that_another_one_claims(database: Da
     id = await make_build(problems=3, n=1, shard_samples=1)
     async with database.begin() as session:
         await session.execute(update(Shard).where(Shard.build_id == id).values(rang_at=None))
-    async with database.begin() as one, database.begin() as other, asyncio.timeout(20):
+    async with database.begin() as one, database.begin() as other, asyncio.timeout(60):
         taken = [await claim_shard(each, None, worker="test", seconds=60) for each in (one, other)]
         assert [lease.lo for lease in taken if lease] == [0, 1]
         await asyncio.gather(ring_next(one, id), ring_next(other, id))

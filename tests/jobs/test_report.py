@@ -145,12 +145,12 @@ async def test_a_database_that_is_too_busy_is_said_to_be(
     database: Database, filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = await filled(problems=20, n=4, cut=15)
-    monkeypatch.setattr(report, "_FAILED", "SELECT pg_sleep(5)")
+    monkeypatch.setattr(report, "_FAILED", "SELECT pg_sleep(120)")
     monkeypatch.setattr(report, "STATEMENT_SECONDS", 0.05)
     began = time.monotonic()
     with pytest.raises(Timeout, match="did not finish"):
         await found(database, build)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow

@@ -183,12 +183,12 @@ async def test_a_queue_that_stays_full_is_told(services: Services, make_build: A
 
     platform.rules.append(rule)
     working = asyncio.create_task(work_shard(services, 0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await build_of(services.database, build_id)).stalled is None:  # noqa: ASYNC110 a commit elsewhere
             await asyncio.sleep(0.05)
     assert "full" in ((await build_of(services.database, build_id)).stalled or "")
     full[0] = False
-    await asyncio.wait_for(working, 10)
+    await asyncio.wait_for(working, 60)
     assert await events(services.database, build_id) == ["stalled", "went_on"]
     async with services.database.begin() as session:
         (shard,) = await session.scalars(select(Shard).where(Shard.build_id == build_id))
@@ -232,11 +232,11 @@ async def test_a_store_that_is_away_stalls_a_build_until_it_is_back(
     monkeypatch.setattr(running, "seal", sealed)
     monkeypatch.setattr(running, "DATABASE_PAUSE", 0.05)
     working = asyncio.create_task(work_shard(services, 0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await build_of(services.database, build_id)).stalled is None:  # noqa: ASYNC110 a commit elsewhere
             await asyncio.sleep(0.05)
     away[0] = False
-    await asyncio.wait_for(working, 10)
+    await asyncio.wait_for(working, 60)
     build = await build_of(services.database, build_id)
     assert (build.state, build.stalled) == (BuildState.finishing, None)
     assert (await events(services.database, build_id), await barren(services.database, build_id)) == (

@@ -60,7 +60,7 @@ def gone(services: Services) -> Iterator[None]:
 
 
 async def logged(caplog: pytest.LogCaptureFixture, words: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while words not in caplog.text:  # noqa: ASYNC110 a log has no event
             await asyncio.sleep(0.05)
 

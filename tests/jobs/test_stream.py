@@ -89,7 +89,7 @@ class Reader:
 
     async def next(self) -> ServerSentEvent:
         while not self._ready:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 piece = await anext(self._frames)
             self.raw += piece
             self._ready += self._decoder.feed(piece)

@@ -263,7 +263,7 @@ async def test_workers_and_relays_wait_for_the_migration(
         await asyncio.sleep(0.3)
         assert not waiting.done()
         stamp(postgres_url, revisions.newest())
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 60)
         stop = asyncio.Event()
         stop.set()
         await revisions.until_current(database, stop)

@@ -65,7 +65,7 @@ class Service:
 
     def __init__(self, settings: Settings, api: str, folder: Path) -> None:
         self.settings = settings
-        self.http = httpx.Client(base_url=api, timeout=30)
+        self.http = httpx.Client(base_url=api, timeout=60)
         self._folder = folder
         self._env = {f"RLT_JOBS_{k}".upper(): str(v) for k, v in settings.model_dump(exclude_unset=True).items()}
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -243,7 +243,7 @@ def test_a_worker_told_to_stop_gives_its_shards_back_and_ends(service: Service) 
     id = service.http.post("/builds", json={"dataset": "stopped", "problems": rows, "n": 4}).json()["id"]
     until(lambda: made(service, id) >= 5, 60, service.logs)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0, service.logs()
+    assert worker.wait(60) == 0, service.logs()
     states = "SELECT count(*) FILTER (WHERE state = 'running'), max(barren) FROM shards WHERE build_id = %s"
     assert service.query(states, id) == [(0, 0)], service.logs()
     assert 5 <= made(service, id) < 800

@@ -62,7 +62,7 @@ def stack(folder: StateFolder) -> Callable[..., tuple[Supervisor, StackRecord]]:
 def until() -> Callable[..., None]:
     """Wait for a condition, never for a time."""
 
-    def wait(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    def wait(condition: Callable[[], object], *, seconds: float = 60) -> None:
         limit = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < limit, "the condition was not met in time"

@@ -140,7 +140,7 @@ def test_a_supervisor_that_does_not_end_is_killed(folder: StateFolder, until) ->
     reaper = threading.Thread(target=stubborn.wait)
     reaper.start()
     assert stop(folder, patience=0.3) is True
-    reaper.join(10)
+    reaper.join(60)
     assert stubborn.returncode == -9
     stubborn.stdout.close()
 

@@ -33,7 +33,7 @@ def file_ready(path: Path):
 async def run_until(supervisor, record, condition) -> StackState:
     """Run, and stop as soon as the condition holds."""
     running = asyncio.create_task(supervisor.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (condition() or running.done()):  # noqa: ASYNC110 conditions of other processes have no event
             await asyncio.sleep(0.02)
         supervisor.stop()
@@ -264,7 +264,7 @@ def test_nothing_outlives_the_supervisor(number: int, tmp_path: Path, until) -> 
         supervisor.send_signal(number)
     else:
         supervisor.kill()
-    supervisor.wait(20)
+    supervisor.wait(60)
     until(lambda: not any(_alive(int(pid)) for pid in pids.read_text().split()))
     until(lambda: not _wardens(supervisor.pid))
 

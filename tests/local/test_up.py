@@ -62,7 +62,7 @@ def test_it_runs_until_it_is_told_to_stop(number: int, tmp_path: Path, until) ->
     until(lambda: (record := folder.read()) and record.state is StackState.ready)
     program = folder.read().components["steady"].pid
     os.kill(running.pid, number)
-    shown, errors = running.communicate(timeout=20)
+    shown, errors = running.communicate(timeout=60)
     assert running.returncode == 0, errors
     assert "steady: ready" in shown
     assert "Everything is ready. Ctrl-C stops it." in shown
@@ -72,7 +72,7 @@ def test_it_runs_until_it_is_told_to_stop(number: int, tmp_path: Path, until) ->
 
 def test_a_crash_at_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     running = start(tmp_path, "steady", "broken")
-    shown, errors = running.communicate(timeout=20)
+    shown, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     assert "broken ended with status 3 before it was ready\n  no such model" in shown
     assert errors == f"rlt: error: broken ended with status 3 before it was ready; its log is in {tmp_path / 'logs'}\n"
@@ -83,8 +83,8 @@ def test_a_second_one_in_the_same_folder_is_refused(tmp_path: Path, until) -> No
     running = start(tmp_path, "steady")
     until(lambda: (record := StateFolder(tmp_path).read()) and record.state is StackState.ready)
     second = start(tmp_path, "steady")
-    _, errors = second.communicate(timeout=20)
+    _, errors = second.communicate(timeout=60)
     assert "AlreadyRunning: a stack is already running in" in errors
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
     assert running.returncode == 0

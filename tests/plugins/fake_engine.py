@@ -39,7 +39,7 @@ def pool(*engines: FakeEngine, **given: Any) -> Engines:
     return Engines(named, weights(), PROBE, options=replace(QUICK, **given), **own)
 
 
-async def eventually(true: Callable[[], bool], seconds: float = 3) -> None:
+async def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 what is waited for is anything
             await asyncio.sleep(0.002)

@@ -41,7 +41,7 @@ class Collector:
     def of_trace(self, trace: str) -> list[SeenSpan]:
         return [span for span in list(self.spans) if span.trace == trace]
 
-    def wait(self, condition: Callable[[list[SeenSpan]], Any], seconds: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[list[SeenSpan]], Any], seconds: float = 60) -> Any:
         """The first true thing that `condition` makes of the spans."""
         limit = time.monotonic() + seconds
         while not (found := condition(list(self.spans))):

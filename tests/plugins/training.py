@@ -71,7 +71,7 @@ class Service:
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=30).is_success
+            return httpx.get(f"{self.url}/readyz", timeout=60).is_success
         except httpx.HTTPError:
             return False
 

@@ -34,7 +34,7 @@ def server(golden_dir: Path, formats_dir: Path, tmp_path: Path) -> Iterator[tupl
         yield process, f"http://127.0.0.1:{port}", log
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def item(number: int) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_what_was_accepted_is_answered_and_what_comes_after_is_refused(
     server: tuple[subprocess.Popen[bytes], str, Path],
 ) -> None:
     process, url, log = server
-    with httpx.Client(base_url=url, timeout=30, verify=False) as client, ThreadPoolExecutor(CALLS) as pool:
+    with httpx.Client(base_url=url, timeout=60, verify=False) as client, ThreadPoolExecutor(CALLS) as pool:
         until_ready(client, process)
         calls = [pool.submit(client.post, "/reward", json={"items": [item(n)]}) for n in range(CALLS)]
         while waiting(client) < CALLS:
@@ -76,5 +76,5 @@ def test_what_was_accepted_is_answered_and_what_comes_after_is_refused(
     assert refused.headers["retry-after"] == "1"
     assert [reply.status_code for reply in replies] == [200] * CALLS
     assert all(reply.json()["items"][0]["status"] == "scored" for reply in replies)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert "Traceback" not in log.read_text()

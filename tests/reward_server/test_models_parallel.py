@@ -112,7 +112,7 @@ class Process:
         for process in (self.leader, self.follower):
             try:
                 process.kill()
-                process.wait(10)
+                process.wait(60)
             except (psutil.NoSuchProcess, psutil.TimeoutExpired, subprocess.TimeoutExpired):
                 continue
 
@@ -202,16 +202,16 @@ def test_adapters_are_refused(pair: Process, shared: Path) -> None:
 def test_sigterm_ends_both(pair: Process) -> None:
     """The last test with these two."""
     pair.leader.send_signal(signal.SIGTERM)
-    assert pair.leader.wait(30) == 0
-    pair.follower.wait(10)
+    assert pair.leader.wait(60) == 0
+    pair.follower.wait(60)
 
 
 def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
     process = Process(shared, formats_dir)
     try:
         process.follower.kill()
-        process.follower.wait(10)
-        deadline = time.monotonic() + 10
+        process.follower.wait(60)
+        deadline = time.monotonic() + 60
         while (reply := request("GET", f"{process.url}/readyz")).status_code == 200 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert reply.status_code == 503
@@ -221,7 +221,7 @@ def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
         refused = process.load("x", shared / "step-1")
         assert (refused.status_code, refused.json()["type"]) == (503, "follower_lost")
         process.leader.send_signal(signal.SIGTERM)
-        assert process.leader.wait(30) == 0
+        assert process.leader.wait(60) == 0
     finally:
         process.end()
 
@@ -230,7 +230,7 @@ def test_a_leader_that_is_killed_takes_its_follower_along(shared: Path, formats_
     process = Process(shared, formats_dir)
     try:
         process.leader.kill()
-        process.follower.wait(10)
+        process.follower.wait(60)
     finally:
         process.end()
 

@@ -90,7 +90,7 @@ class Gate:
 
         def log_probs(scorer: CausalScorer, passes: Sequence[Pass]) -> Any:
             self.entered.set()
-            assert self.open.wait(20)
+            assert self.open.wait(60)
             self.passes += len(passes)
             return real(scorer, passes)
 
@@ -118,8 +118,8 @@ def hold(gate: Gate) -> None:
 def test_a_busy_server_is_alive_and_ready(gated_url: str, gate: Gate) -> None:
     hold(gate)
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=30)
-        assert gate.entered.wait(10)
+        call = pool.submit(post, f"{gated_url}/reward", json=BODY, timeout=60)
+        assert gate.entered.wait(60)
         assert get(f"{gated_url}/livez").status_code == 200
         ready = get(f"{gated_url}/readyz")
         gate.open.set()

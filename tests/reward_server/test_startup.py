@@ -279,7 +279,7 @@ def test_a_life_from_start_to_sigterm(golden_dir: Path, formats_dir: Path, tmp_p
         assert reply["spec"]["preset"] == "ss_only"
         assert reply["items"][0]["status"] == "scored"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
     events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
@@ -291,7 +291,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, "the server ended"
         try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=60).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.1)

@@ -26,8 +26,8 @@ from rlt_service.testing import running
 SettingsOf = Callable[..., Settings]
 
 # plain HTTP: reading the certificates would take most of the time
-get = partial(httpx.get, verify=False, timeout=30)
-post = partial(httpx.post, verify=False, timeout=30)
+get = partial(httpx.get, verify=False, timeout=60)
+post = partial(httpx.post, verify=False, timeout=60)
 
 
 def body(number: int = 0, **options: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Gate:
         def log_probs(scorer: CausalScorer, passes: Sequence[Pass]) -> Any:
             self.threads.add(threading.current_thread().name)
             self.entered.set()
-            assert self.open.wait(20)
+            assert self.open.wait(60)
             self.passes += passes
             return [item_error(self.errors.pop())] * len(passes) if self.errors else real(scorer, passes)
 
@@ -81,7 +81,7 @@ class Server:
         """The engine, with a request of its own."""
         self.gate.hold()
         call = self.ask(body(999))
-        assert self.gate.entered.wait(10)
+        assert self.gate.entered.wait(60)
         return call
 
     def queue(self, *requests: dict[str, Any], **options: Any) -> list[Future[httpx.Response]]:
@@ -99,7 +99,7 @@ class Server:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -172,7 +172,7 @@ def test_what_can_never_fit_is_413(start: Callable[..., Server]) -> None:
 def test_work_for_a_caller_who_hung_up_is_not_done(start: Callable[..., Server]) -> None:
     server = start()
     staying = server.occupy()
-    [leaving] = server.queue(body(1), timeout=0.5)
+    [leaving] = server.queue(body(1), timeout=2)
     with pytest.raises(httpx.ReadTimeout):
         leaving.result()
     until(lambda: server.metric("reward_queue_passes") == 0)
@@ -240,7 +240,7 @@ def test_a_repeat_of_what_is_under_way_joins_it(start: Callable[..., Server]) ->
 def left_to_another(server: Server) -> list[Future[httpx.Response]]:
     """Two wait for the same work behind a batch under way, and the first of them leaves. Gives the calls that stay."""
     staying = [server.occupy()]
-    [leaving] = server.queue(body(1), timeout=0.5)
+    [leaving] = server.queue(body(1), timeout=2)
     staying.append(server.ask(body(1)))
     until(lambda: server.metric("reward_cache_hits_total") == 1)
     with pytest.raises(httpx.ReadTimeout):

@@ -206,7 +206,7 @@ async def test_a_caller_that_hangs_up_stops_all_problems(teacher, teacher_url, p
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"{teacher_url}/explain/batch", json=body, timeout=0.5)
-        await eventually(lambda: inside(teacher) == 0, seconds=10)
+        await eventually(lambda: inside(teacher) == 0, seconds=20)
 
 
 def inside(teacher):

@@ -82,7 +82,7 @@ def watched(app: FastAPI) -> Iterator[str]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10  # far more than one step of the tiny model, on busy cores too
+    deadline = time.monotonic() + 60  # far more than one step of the tiny model, on busy cores too
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -22,7 +22,7 @@ async def test_an_explanation_is_scored_while_its_siblings_are_written():
 
     async def pace(sample, _written):
         if sample.place == 1:
-            await asyncio.wait_for(scored.wait(), 5)
+            await asyncio.wait_for(scored.wait(), 60)
 
     async def scoring(_text):
         scored.set()
@@ -231,7 +231,7 @@ async def test_what_the_reward_server_refuses_ends_the_request_and_what_it_sampl
 
     scene = Scene(pace=pace, reward=lambda text: refused)
     with pytest.raises(InvalidRequest, match="unsupported_kl"):
-        await asyncio.wait_for(scene.service.explain(asked(n=3, score=True)), 5)
+        await asyncio.wait_for(scene.service.explain(asked(n=3, score=True)), 60)
     assert scene.inside == scene.held == []
 
 

@@ -36,7 +36,7 @@ class Teacher:
 
     def ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=30).is_success
+            return httpx.get(f"{self.url}/readyz", timeout=60).is_success
         except httpx.HTTPError:
             return False
 

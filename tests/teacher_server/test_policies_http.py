@@ -181,7 +181,7 @@ def test_a_caller_who_hangs_up(url: str, client: TeacherClient, tiny_adapter: Ma
     body = {"name": "gone", "source": str(tiny_adapter(3)), "activate": True}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/policies", json=body, timeout=httpx.Timeout(60, read=0.005))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while client.policies().active.name != "gone":
         assert time.monotonic() < deadline
         time.sleep(0.02)

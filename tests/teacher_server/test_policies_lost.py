@@ -166,7 +166,7 @@ async def test_a_way_out_that_is_refused_too_changes_nothing(world):
 
 async def _refused(served, folder):
     """A monitor that looks at the engine just then makes it a 503, which is asked again."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await publish(served, folder, name="v3", activate=True)

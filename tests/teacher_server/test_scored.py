@@ -103,7 +103,7 @@ def test_without_a_reward_server(settings, problem):
 def test_a_reward_server_that_is_down_costs_the_scores_only(settings, problem):
     given = settings(reward_url="http://127.0.0.1:9", reward_timeout_s=0.5)
     with running(lambda: build(given)) as url:
-        reply = httpx.post(f"{url}/explain", json=problem | {"score": True, "n": 2, "max_tokens": 5}, timeout=30).json()
+        reply = httpx.post(f"{url}/explain", json=problem | {"score": True, "n": 2, "max_tokens": 5}, timeout=60).json()
     assert [e["score"]["error"]["type"] for e in reply["explanations"]] == ["scorer_unavailable"] * 2
     assert all(e["completion"] for e in reply["explanations"])
     assert reply["best"] is None

@@ -285,19 +285,19 @@ async def test_a_reward_server_that_is_down_forbids_nothing(recorded: Record) ->
     async with scorer_at("http://reward", transport) as scorer:
         began = time.monotonic()
         plans = [await scorer.plan(options(temperature=1.0)) for _ in range(5)]
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5 * scoring.PATIENCE_S  # not one by one
     assert all(plan.sends_logprobs for plan in plans)
     assert set(transport.asked) == {"/presets"}
 
 
 async def test_a_reward_server_that_hangs_holds_nobody_up(recorded: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(scoring, "PATIENCE_S", 1.0)
     transport = recorded("alone")
     transport.hangs = True
     async with scorer_at("http://reward", transport) as scorer:
         began = time.monotonic()
         await asyncio.gather(*(scorer.plan(options(temperature=1.0)) for _ in range(20)))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
 
 
 async def test_what_it_last_said_is_used_while_it_is_down(recorded: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_a_comparison_without_end_is_given_up_and_the_next_one_is_made() -> None
     try:
         began = time.monotonic()
         assert mathematician.equal("2^{1000000000}", "5") is None  # signals do not interrupt it
-        assert time.monotonic() - began < 30  # sympy is imported in it
+        assert time.monotonic() - began < 120  # sympy is imported in it
         assert any(mathematician.equal("1/2", "0.5") for _ in range(5))  # a busy machine may need a second try
     finally:
         mathematician.close()

@@ -18,6 +18,10 @@ def config(output: Path, **training: Any) -> SFTConfig:
     return SFTConfig(output=output, model={"name": "tiny"}, data={"path": "rows.jsonl"}, training=told)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "rlt_trainer.record"]
+
+
 def test_the_file_makes_the_same_configuration(tmp_path: Path) -> None:
     told = config(tmp_path / "new" / "run")
     record.keep(told, goes_on=False)
@@ -29,9 +33,9 @@ def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path: Path, caplog: 
     caplog.set_level(logging.WARNING, "rlt_trainer.record")
     record.keep(config(tmp_path), goes_on=True)  # of a run that wrote none
     record.keep(config(tmp_path), goes_on=True)
-    assert not caplog.messages
+    assert not said(caplog)
     record.keep(config(tmp_path, steps=None, epochs=2), goes_on=True)
-    assert caplog.messages == [
+    assert said(caplog) == [
         "goes on with other settings than before: training.epochs unset → 2.0; training.steps 4 → unset"
     ]
 
@@ -39,7 +43,7 @@ def test_a_run_that_goes_on_with_other_settings_says_so(tmp_path: Path, caplog: 
 def test_what_is_begun_anew_is_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record.keep(config(tmp_path), goes_on=False)
     record.keep(config(tmp_path, steps=9), goes_on=False)
-    assert not [each for each in caplog.records if each.name == "rlt_trainer.record"]
+    assert not said(caplog)
 
 
 def test_an_output_that_cannot_be_is_told(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class LastWaits(ScriptedEngine):
 
     async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
         if asks[0].seed == len(PROBLEMS) - 1:
-            async with asyncio.timeout(30):  # else a roll-out that scores late would wait for ever
+            async with asyncio.timeout(60):  # else a roll-out that scores late would wait for ever
                 await self.scored.wait()
         return await super().generate(asks, weights)
 

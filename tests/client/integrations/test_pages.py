@@ -198,7 +198,7 @@ class TestAReaL:
         function = load("areal", "rlt_areal_plain.py").reward_fn
         with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:  # Linux's default in Python 3.11
             calls = [functools.partial(function, "p", f"because {i}", [1], [2], **row(i)) for i in range(4)]
-            assert [future.result(30) for future in [pool.submit(call) for call in calls]] == [
+            assert [future.result(60) for future in [pool.submit(call) for call in calls]] == [
                 expected(i) for i in range(4)
             ]
 

@@ -44,7 +44,7 @@ def submit(client: httpx.Client, body: dict[str, Any], **headers: str) -> httpx.
 
 def poll(client: httpx.Client, id: str, **headers: str) -> dict[str, Any]:
     """As ROLL does it, every 2 s there: GET with a JSON body, until `errcode` is not 1."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while True:
         reply = client.request("GET", "/compat/roll/task_result", json={"reward_request_id": id}, headers=headers)
         body: dict[str, Any] = reply.raise_for_status().json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -213,8 +214,10 @@ def test_a_late_score_has_the_configured_reward(served: Any, bodies: dict[str, A
     with served(every('kl = "hosted"\ndeadline_s = 1e-6\ninvalid_reward = -30')) as client:
         assert client.post(POSTS["slime"], json=bodies["slime"]).json()["reward"] == -30
         id = client.post(POSTS["roll"], json=bodies["roll"]).json()["reward_request_id"]
-        time.sleep(0.2)
-        found = client.request("GET", "/compat/roll/task_result", json={"reward_request_id": id}).json()
+        found = {"errcode": 1}  # under way
+        until = time.monotonic() + 60
+        while found["errcode"] == 1 and time.monotonic() < until:
+            found = client.request("GET", "/compat/roll/task_result", json={"reward_request_id": id}).json()
     assert found["reward_score"] == -30
 
 
@@ -236,7 +239,7 @@ def test_a_full_queue_refuses_with_retry_after_unless_the_trainer_would_make_it_
         assert all(reply.status_code in (200, 429) for reply in replies)
         assert all(isinstance(reply.json()["reward"], float) for reply in verified)
         waiting = {reply.json()["reward_request_id"] for reply in submitted}
-        until = time.monotonic() + 40
+        until = time.monotonic() + 60
         while waiting and time.monotonic() < until:
             time.sleep(0.1)
             polled = {
@@ -249,12 +252,20 @@ def test_a_full_queue_refuses_with_retry_after_unless_the_trainer_would_make_it_
 
 
 def test_the_work_of_a_caller_who_left_is_dropped(served: Any, bodies: dict[str, Any]) -> None:
+    """On a busy machine a batch may be full of time before its caller is seen to leave: then another one leaves."""
+
+    def leave(number: int) -> None:
+        body = json.loads(json.dumps(bodies["openrlhf"]).replace("What is", f"What {number} is"))
+        with contextlib.suppress(httpx.ReadTimeout):
+            client.post(POSTS["openrlhf"], json=body, timeout=0.3)
+
     with served(every('kl = "hosted"'), batch_window_ms=1000) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(POSTS["openrlhf"], json=bodies["openrlhf"], timeout=0.3)
-        time.sleep(1.5)
-        figures = client.get("/metrics").text
-    assert "rlt_reward_dropped_passes_total 2.0" in figures
+        for number in range(20):
+            leave(number)
+            time.sleep(1.5)
+            if "rlt_reward_dropped_passes_total 2.0" in client.get("/metrics").text:
+                return
+    pytest.fail("the work of twenty callers was done after they had left")
 
 
 # The guard

@@ -33,7 +33,7 @@ class Engine:
         self.ran_on.append(replica)
         self.threads.add(threading.current_thread().name)
         self.begun.release()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if UNLUCKY in items:
             raise ValueError("unlucky")
         return [FAULT if replica in self.broken else item + 1 for item in items]
@@ -74,7 +74,7 @@ def results() -> Callable[..., Any]:
 @pytest.fixture
 def until() -> Callable[..., Any]:
     async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 what is waited for has no event
                 await asyncio.sleep(0.001)
 
