@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import pytest_asyncio
 from sqlalchemy import func, select, text, update
 
 from rlt_client.schemas.builds import BuildState
@@ -28,9 +29,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 Worked = Callable[..., Awaitable[int]]
 
 
-@pytest.fixture
-def worked(services: Services, make_build: Any) -> Worked:
-    """A build whose samples are all made, waiting to be published."""
+@pytest_asyncio.fixture(loop_scope="module")
+async def worked(services: Services, make_build: Any) -> Worked:
+    """A build whose samples are all made, waiting to be published.
+
+    What earlier tests built is deleted: a check of everything looks at the test's own builds.
+    """
+    async with services.database.begin() as session:
+        await session.execute(update(Build).where(Build.deleted_at.is_(None)).values(deleted_at=func.now()))
 
     async def make(**options: Any) -> int:
         build_id: int = await make_build(**options)
