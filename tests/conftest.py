@@ -16,6 +16,7 @@ pytest_plugins = [
     "plugins.heap",
     "plugins.hostile",
     "plugins.logs",
+    "plugins.patience",
     "plugins.training",
     "plugins.traces",
 ]
