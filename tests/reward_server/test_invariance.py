@@ -77,12 +77,11 @@ def test_a_value_is_the_same_in_any_batch_at_any_position(
     scorer = CausalScorer(models(golden_dir, name, dtype), max_batch_tokens=100_000)
     alone = [scorer.log_probs([one])[0] for one in passes]  # no padding, no sharing
     worst = largest_difference(alone, scorer.log_probs(passes))
-    for seed in range(2):
-        order = random.Random(seed).sample(range(len(passes)), len(passes))
-        for size in (2, 5, 9):
-            parts = [order[start : start + size] for start in range(0, len(order), size)]
-            found = [result for part in parts for result in scorer.log_probs([passes[i] for i in part])]
-            worst = max(worst, largest_difference([alone[i] for i in order], found))
+    for size in (2, 5, 9):
+        order = random.Random(size).sample(range(len(passes)), len(passes))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        found = [result for part in parts for result in scorer.log_probs([passes[i] for i in part])]
+        worst = max(worst, largest_difference([alone[i] for i in order], found))
     assert worst <= BOUNDS[dtype]
 
 
