@@ -396,7 +396,7 @@ async def test_one_that_never_gives_a_token(fake):
 
 async def test_one_bad_replica_ends_the_others(fake):
     fake.behaves("""
-        if "vllm-1" in socket:
+        if Path(socket).name.startswith("vllm-1"):  # its folder has a name of chance
             sys.exit("no memory")
     """)
     assert "vllm-1 (vLLM 0.31.0+cpu, cpu) ended with status 1" in await refusal(fake.launch(replicas=2))
