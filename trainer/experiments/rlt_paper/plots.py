@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
-from rlt_paper.arms import STUDIES
+from rlt_paper.arms import ARMS, STUDIES
 from rlt_paper.records import Records
 
 mpl.use("agg")
@@ -55,9 +55,10 @@ def _mean(arms: list[dict[str, Any]], title: str) -> float:
 def _training(arms: list[dict[str, Any]], folder: Path, study: str) -> str:
     """Left r_SS of teachers, right the reward of solvers, by step; a line each seed, a colour each arm."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
-    teachers = [each for each in arms if "r_SS" in each["curve"][0]]
+    roles = {arm.title: arm.role for arm in ARMS.values()}
+    teachers = [each for each in arms if "r_SS" in each["curve"][0]]  # not those of r_KL only
     _lines(axes[0], teachers, "r_SS", "teachers: r_SS, nats")
-    _lines(axes[1], [each for each in arms if each not in teachers], "reward", "solvers: reward")
+    _lines(axes[1], [each for each in arms if roles.get(each["title"]) == "student"], "reward", "solvers: reward")
     return _written(figure, folder, f"{study}-training.png")
 
 
