@@ -240,7 +240,7 @@ class VLLMEngine:
         return fitting[0]
 
     async def _info(self) -> wire.Info | None:
-        """Of its settings; None unless it is in dev mode. It lists its packages with pip, and fails where there is none."""
+        """Of its settings; None unless it is in dev mode. It asks pip for its packages, and fails without pip."""
         reply = await self._server.call("GET", "/server_info?config_format=json", limit=INFO_S)
         failed = not reply.ok and reply.status != 404
         self._weights.silent = f"its /server_info answers {reply.status}: {reply.message}" if failed else None
