@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from rlt_local.databases import Program, Running, start
 
-__all__ = ["Disk", "Part", "free_port", "python"]
+__all__ = ["Disk", "Part", "python"]
 
 DISK_MB = 64  # of the store: many times what a run writes, and filled in a moment
 TESTS = Path(__file__).resolve().parents[1]
@@ -133,12 +132,6 @@ def python(
         ready=ready,
         stop_signal=signal.SIGKILL,
     )
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 class Disk:

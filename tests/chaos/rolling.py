@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 from chaos.checks import Expected, store_wrong, wrong
-from chaos.parts import Part, free_port, python
+from chaos.parts import Part, python
 from chaos.stand_in import said
 from chaos.visitors import Addresses, N, Seen, Visitors
 from chaos.way import Way
@@ -27,6 +27,7 @@ from chaos.world import LATENCY, World, answers
 
 from rlt_jobs.builds.spec import sample_seed
 from rlt_local.databases import Program
+from rlt_local.ports import free
 
 __all__ = ["ORDER", "Rolled", "rolling"]
 
@@ -108,7 +109,7 @@ class RollingWorld(World):
     def _made(self, name: str) -> Program:
         """A new one, on a port of its own; its address leads to it once it is ready."""
         self._lives += 1
-        port = free_port()
+        [port] = free()
         if name in ("teacher", "reward"):
             ready, program = self._reached(name, port), ("chaos.stand_in", str(port), str(LATENCY), self.host)
             return python(*program, name=name, cwd=self.folder, env={}, ready=ready)

@@ -16,12 +16,13 @@ from typing import Any, Self
 import httpx
 import psycopg
 import redis
-from chaos.parts import Disk, Part, free_port, python
+from chaos.parts import Disk, Part, python
 from chaos.schedule import FULL, Act, Kind
 
 from rlt_jobs import migrate
 from rlt_jobs.store.files import Store
 from rlt_local.databases import Program, prepare_postgres, prepare_valkey
+from rlt_local.ports import free
 
 __all__ = ["World", "answers"]
 
@@ -97,11 +98,11 @@ class World:
     def _databases(self) -> list[Program]:
         return [
             prepare_postgres(self.folder / "postgres"),  # durable: an immediate stop may lose nothing committed
-            prepare_valkey(self.folder / "valkey", free_port(self.host), durable=False),
+            prepare_valkey(self.folder / "valkey", *free(host=self.host), durable=False),
         ]
 
     def _programs(self) -> list[Program]:
-        teacher, reward, api = free_port(self.host), free_port(self.host), free_port()
+        teacher, reward, api = *free(2, self.host), *free()
         self.api = f"http://127.0.0.1:{api}"
         self.env = self._settings(teacher, reward, api)
         servers = [self._stand_in("teacher", teacher), self._stand_in("reward", reward)]

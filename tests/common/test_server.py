@@ -30,7 +30,6 @@ from rlt_service.settings import ServerSettings, load
 settings = load(ServerSettings, prog="rlt-echo")
 from rlt_client.schemas.common import Scope
 from rlt_service.app import create_app
-from rlt_local.ports import free
 from rlt_service.auth import requires
 from rlt_service.health import Check
 from rlt_service.revision import ModelNotFound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compose.calls import export
-from compose.faults import N, exactly, growing, submit
+from compose.faults import exactly, growing, submit
 from compose.stack import Failed, Stack
 
 from rlt_client import JobsClient
@@ -33,5 +33,5 @@ def saved(stack: Stack) -> Iterator[str]:
         raise Failed(f"the export was {before}, and is {after}")
     yield f"docker/restore.sh: the same export ({after})"
     with JobsClient(stack.url, key=stack.key) as jobs:
-        yield f"build {build} went on: {exactly(stack, jobs, build, N)}"
+        yield f"build {build} went on: {exactly(stack, jobs, build)}"
     yield f"rlt-jobs check: {stack.exec('jobs-api', 'rlt-jobs', 'check').strip()}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from compose.files import ROOT
+
+from rlt_local.ports import free
 
 __all__ = ["Failed", "Stack", "why_not"]
 
@@ -57,7 +58,7 @@ class Stack:
         self.project = project
         self.folder = folder.resolve()
         self.secrets = self.folder / "secrets"
-        self.port, self.tls_port = _free_ports(2)
+        self.port, self.tls_port = free(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.secrets.mkdir(parents=True, exist_ok=True)
         (self.folder / "jobs.env").write_text(JOBS_ENV)
@@ -165,11 +166,3 @@ def _run(
         said = f"{done.stdout[-4000:]}{(done.stderr or '')[-4000:]}"
         raise Failed(f"{' '.join(command)} ended with {done.returncode}\n{said}")
     return done.stdout
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

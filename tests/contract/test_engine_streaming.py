@@ -100,8 +100,10 @@ async def test_who_leaves_ends_the_work(engine, ask, same, watched):
     watch = Watch() if watched else None
     tasks = [asyncio.create_task(engine.sample(ask(**LONG, seed=seed), watch)) for seed in range(6)]
     assert await settled(engine, 6)
+    began = time.monotonic()
     for task in tasks:
         task.cancel()
     assert await settled(engine, 0)
+    assert time.monotonic() - began < 5
     assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True))
     assert same(alone, await engine.sample(ask(seed=9)))

@@ -26,10 +26,18 @@ def register(app: "typer.Typer") -> None:
         items: Annotated[str | None, typer.Option(help="explanations or samples in a time, such as 5000/hour")] = None,
     ) -> None:
         """Make a key. The token is shown once; the server gets the line, which does not reveal it."""
-        from rlt_service.keys import OWNER_PATTERN, RATE_PATTERN, RATE_WANTED, Key, create_token, hash_token
+        from rlt_service.keys import (
+            OWNER_PATTERN,
+            OWNER_WANTED,
+            RATE_PATTERN,
+            RATE_WANTED,
+            Key,
+            create_token,
+            hash_token,
+        )
 
         if re.fullmatch(OWNER_PATTERN, owner) is None:
-            raise typer.BadParameter("up to 64 letters, digits and _ . @ + -", param_hint="--owner")
+            raise typer.BadParameter(OWNER_WANTED, param_hint="--owner")
         for option, value in (("--rate", rate), ("--items", items)):
             if value is not None and re.fullmatch(RATE_PATTERN, value) is None:
                 raise typer.BadParameter(RATE_WANTED, param_hint=option)

@@ -25,6 +25,7 @@ from rlt_client.schemas.common import Scope
 
 __all__ = [
     "OWNER_PATTERN",
+    "OWNER_WANTED",
     "RATE_PATTERN",
     "RATE_WANTED",
     "TOKEN_PATTERN",
@@ -42,6 +43,7 @@ TOKEN_PATTERN = r"rlt_[a-z2-7]{52}"  # noqa: S105 the shape of tokens, not one
 """256 random bits in base32: nothing else in a log looks like it."""
 
 OWNER_PATTERN = r"[\w.@+-]{1,64}"
+OWNER_WANTED = "up to 64 letters, digits and _ . @ + -"
 
 RATE_PATTERN = r"([1-9]\d{0,11})/(second|minute|hour|day)"
 RATE_WANTED = "want a number a second, minute, hour or day: 100/minute"

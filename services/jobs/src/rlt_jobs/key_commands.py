@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from rlt_client.schemas.common import Scope
-from rlt_service.keys import OWNER_PATTERN, RATE_PATTERN, RATE_WANTED, Key, create_token, hash_token
+from rlt_service.keys import OWNER_PATTERN, OWNER_WANTED, RATE_PATTERN, RATE_WANTED, Key, create_token, hash_token
 
 if TYPE_CHECKING:
     from rlt_jobs.keys import DatabaseKeys
@@ -52,7 +52,7 @@ def _add_limits(to: ArgumentParser, *, taken_back: str) -> None:
 
 def _owner(text: str) -> str:
     if re.fullmatch(OWNER_PATTERN, text) is None:
-        raise ArgumentTypeError("want up to 64 letters, digits and _ . @ + -")
+        raise ArgumentTypeError(f"want {OWNER_WANTED}")
     return text
 
 

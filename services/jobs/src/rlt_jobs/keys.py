@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ARRAY, CheckConstraint, Text, func, insert, select, text, update
+from sqlalchemy import ARRAY, CheckConstraint, Text, Update, func, insert, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from rlt_client.schemas.common import Scope
@@ -53,9 +53,8 @@ class DatabaseKeys:
 
     async def add(self, key: Key) -> None:
         values = {"hash": key.hash, "owner": key.owner, "scopes": sorted(key.scopes), "in_path": key.in_path}
-        limits = {"rate": key.rate, "items": key.items}
         async with self._database.begin() as session:
-            await session.execute(insert(KeyRow).values({**values, **limits}))
+            await session.execute(insert(KeyRow).values(**values, rate=key.rate, items=key.items))
 
     async def list(self) -> list[Key]:
         live = select(KeyRow).where(KeyRow.revoked_at.is_(None)).order_by(KeyRow.owner, KeyRow.created_at)
@@ -64,16 +63,20 @@ class DatabaseKeys:
 
     async def limit(self, key_id: str, limits: Mapping[str, str | None]) -> Sequence[Key]:
         """Give the keys whose hash begins with `key_id` these limits, by name; others stay. Returns the keys."""
-        named = update(KeyRow).where(KeyRow.hash.startswith(key_id), KeyRow.revoked_at.is_(None))
+        limited = _change(key_id).values(dict(limits)).returning(KeyRow)
         async with self._database.begin() as session:
-            return [_key(row) for row in await session.scalars(named.values(dict(limits)).returning(KeyRow))]
+            return [_key(row) for row in await session.scalars(limited)]
 
     async def revoke(self, key_id: str) -> int:
         """Revoke the keys whose hash begins with `key_id` (at least 12 digits). Returns how many there were."""
-        named = update(KeyRow).where(KeyRow.hash.startswith(key_id), KeyRow.revoked_at.is_(None))
+        revoked = _change(key_id).values(revoked_at=func.now()).returning(KeyRow.hash)
         async with self._database.begin() as session:
-            revoked = await session.scalars(named.values(revoked_at=func.now()).returning(KeyRow.hash))
-            return len(revoked.all())
+            return len((await session.scalars(revoked)).all())
+
+
+def _change(key_id: str) -> Update:
+    """Of the keys in force whose hash begins so."""
+    return update(KeyRow).where(KeyRow.hash.startswith(key_id), KeyRow.revoked_at.is_(None))
 
 
 def _key(row: KeyRow) -> Key:

@@ -43,18 +43,18 @@ def taken(port: int) -> bool:
     return False
 
 
-def free(count: int = 1) -> list[int]:
-    """Ports that nothing listens on, all different.
+def free(count: int = 1, host: str = HOST) -> list[int]:
+    """Ports of an address of this machine that nothing listens on, all different.
 
     Each rests in TIME_WAIT: for a minute the kernel gives it to nobody who asks for any port, while a server that names
     it and sets SO_REUSEADDR, as they all do, may listen there.
     """
     with ExitStack() as stack:
-        return [_rested(stack) for _ in range(count)]
+        return [_rested(stack, host) for _ in range(count)]
 
 
-def _rested(stack: ExitStack) -> int:
-    listener = stack.enter_context(socket.create_server((HOST, 0)))  # sets SO_REUSEADDR, which must be set on both
+def _rested(stack: ExitStack, host: str) -> int:
+    listener = stack.enter_context(socket.create_server((host, 0)))  # sets SO_REUSEADDR, which must be set on both
     stack.enter_context(socket.create_connection(listener.getsockname()))
     listener.accept()[0].close()  # who closes first is who waits: the side with this port
     port: int = listener.getsockname()[1]
