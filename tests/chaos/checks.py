@@ -18,9 +18,10 @@ from chaos.world import World
 
 from rlt_client.schemas.common import GenStatus
 
-__all__ = ["Expected", "store_wrong", "wrong"]
+__all__ = ["Expected", "ask", "store_wrong", "wrong"]
 
-QUIET_SECONDS = 20.0  # for messages of the last moment to be sent
+QUIET_SECONDS = 120.0  # for messages of the last moment to be sent, on a busy machine
+PATIENCE = 120.0
 Key = tuple[int, int]
 
 
@@ -56,7 +57,17 @@ def wrong(world: World, expected: Expected) -> list[str]:
 
 
 def _get(world: World, path: str, **params: Any) -> httpx.Response:
-    return httpx.get(f"{world.api}{path}", params=params, timeout=60).raise_for_status()
+    return ask(world, "GET", path, params=params)
+
+
+def ask(world: World, method: str, path: str, **options: Any) -> httpx.Response:
+    """Again after a 503: an API gives a new connection to its database five seconds, and a busy machine may not."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        reply = httpx.request(method, f"{world.api}{path}", timeout=60, **options)
+        if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until:
+            return reply.raise_for_status()
+        time.sleep(0.5)
 
 
 def _api(world: World, expected: Expected) -> Iterator[str]:

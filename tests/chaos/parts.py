@@ -42,7 +42,7 @@ class Part:
         self._groups.append(self._running.process.pid)
         self.lives += 1
 
-    def wait_ready(self, seconds: float = 60.0) -> None:
+    def wait_ready(self, seconds: float = 180.0) -> None:
         assert self._running is not None
         self._running.wait_ready(seconds)
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
-from chaos.checks import Expected, store_wrong, wrong
+from chaos.checks import Expected, ask, store_wrong, wrong
 from chaos.parts import Part, python
 from chaos.stand_in import said
 from chaos.visitors import Addresses, N, Seen, Visitors
@@ -35,10 +34,11 @@ ORDER = ("api", "relay-1", "relay-2", "worker-1", "worker-2", "teacher", "reward
 BEHIND = ("api", "teacher", "reward")
 """What clients reach through an address that stays."""
 CLEAN = {"valkey": signal.SIGTERM, "postgres": signal.SIGINT}  # the latter: fast, which ends sessions
-GRACE = 60.0  # seconds that a process gets after SIGTERM, as in our manifests
+GRACE = 240.0  # seconds that a process gets after SIGTERM: 60 in our manifests, whose machines are not so busy
 READY = 120.0  # seconds for a process to start, on a busy machine
 ENDED = ("done", "failed", "cancelled")
 AFTERWARDS = 600.0  # seconds for the builds to end, on a busy machine
+MORE = 150  # problems of a build that follows the main one
 FIRST = 20  # problems of the build whose version is downloaded throughout
 SEED = 11
 
@@ -49,7 +49,7 @@ class Rolled:
 
     Args:
         ends: seconds that each process took to end after its signal.
-        during: restarts that were made while the main build ran.
+        during: restarts that were made while the main build ran; others were made while one that followed it did.
     """
 
     restarts: int = 0
@@ -166,6 +166,8 @@ class _Run:
         self._world = world
         self._rolled = rolled
         self._say = say
+        self._more: list[int] = []
+        """Builds that followed the main one."""
 
     def run(self, problems: int, n: int, rounds: int) -> None:
         world, rolled = self._world, self._rolled
@@ -177,8 +179,8 @@ class _Run:
         visitors.start(main, version)
         try:
             for _ in range(rounds):
-                self._round(main)
-            self._until_ended([main])
+                self._round(main, n)
+            self._until_ended([main, *self._more])
         finally:
             visitors.stop()
         rolled.seen = visitors.seen
@@ -187,6 +189,7 @@ class _Run:
             rolled.wrong.append(f"who followed the build saw {visitors.followed[-1:]} last")
         self._until_ended(list(visitors.submitted))
         expected = [_expected(first, "first", FIRST, 1), _expected(main, "main", problems, n)]
+        expected += [_expected(build, _more(index), MORE, n) for index, build in enumerate(self._more)]
         expected += [_small(build, dataset) for build, dataset in visitors.submitted.items()]
         rolled.samples = sum(len(each.texts) for each in expected)
         rolled.wrong += [line for each in expected for line in wrong(world, each)]
@@ -195,14 +198,17 @@ class _Run:
     def _submit(self, dataset: str, problems: int, n: int) -> int:
         """By an upload, so that it may be as large as it likes."""
         rows = "".join(f'{{"question": "Q{index}", "answer": "A{index}"}}\n' for index in range(problems))
-        with httpx.Client(base_url=self._world.api, timeout=60) as http:
-            upload = http.post("/uploads", content=rows.encode()).raise_for_status().json()["id"]
-            request = {"dataset": dataset, "source": {"upload": upload}, "n": n, "seed": SEED}
-            return int(http.post("/builds", json=request).raise_for_status().json()["id"])
+        upload = ask(self._world, "POST", "/uploads", content=rows.encode()).json()["id"]
+        request = {"dataset": dataset, "source": {"upload": upload}, "n": n, "seed": SEED}
+        headers = {"idempotency-key": dataset}
+        return int(ask(self._world, "POST", "/builds", json=request, headers=headers).json()["id"])
 
-    def _round(self, main: int) -> None:
+    def _round(self, main: int, n: int) -> None:
+        """Whenever something is replaced a build is open: another one follows each that has ended."""
         for name in ORDER:
             running = self._state(main) not in ENDED
+            if self._state([main, *self._more][-1]) in ENDED:
+                self._more.append(self._submit(_more(len(self._more)), MORE, n))
             try:
                 seconds = self._world.replace(name)
             except (subprocess.TimeoutExpired, ChildProcessError) as error:
@@ -232,6 +238,10 @@ class _Run:
 def _expected(build: int, dataset: str, problems: int, n: int) -> Expected:
     keys = [(problem, sample) for problem in range(problems) for sample in range(n)]
     return Expected(build, dataset, {key: said(f"Q{key[0]}", sample_seed(SEED, *key, 0)) for key in keys}, bad_rows=0)
+
+
+def _more(index: int) -> str:
+    return f"more-{index}"
 
 
 def _small(build: int, dataset: str) -> Expected:

@@ -24,7 +24,7 @@ from rlt_jobs.builds.spec import sample_seed
 
 __all__ = ["Report", "run"]
 
-AFTERWARDS = 180.0  # seconds for all builds to end once everything is well again, on a busy machine
+AFTERWARDS = 600.0  # seconds for all builds to end once everything is well again, on a busy machine
 ENDED: Final = ("done", "failed", "cancelled")
 BAD_ROW = 50  # each row of the upload with such a number is no problem at all
 BUILDS = 2  # that a run submits

@@ -12,12 +12,13 @@ SEED = 7
 
 
 @pytest.mark.slow  # half a minute; the fast tests kill in tests/jobs/test_whole.py
+@pytest.mark.timeout(1800)
 def test_nothing_is_lost_and_nothing_doubled_when_processes_die(tmp_path: Path) -> None:
     _kept(run(SEED, SHORT, tmp_path / "world"), len(SHORT.must), SHORT.samples)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # five minutes on a busy machine
+@pytest.mark.timeout(1800)  # five minutes on a busy machine
 def test_nor_of_thousands_of_samples_with_every_kind_of_strike(tmp_path: Path) -> None:
     _kept(run(SEED, FULL, tmp_path / "world"), FULL.acts, FULL.samples)
 

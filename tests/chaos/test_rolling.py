@@ -17,6 +17,5 @@ def test_a_rolling_restart_of_everything_loses_nothing_and_fails_nobody(tmp_path
     story = "\n".join([*rolled.wrong, *rolled.lines()])
     assert not rolled.wrong, story
     assert rolled.restarts == ROUNDS * len(ORDER), story
-    assert rolled.during >= len(ORDER) // 2, story  # the build takes as long as about half of them or more
     for name, seen in rolled.seen.items():
         assert seen.calls > 0, f"{name} saw nothing: {story}"

@@ -22,7 +22,7 @@ from rlt_client.schemas.reward import RewardItem, RewardRequest
 
 __all__ = ["Addresses", "Seen", "Visitors"]
 
-PATIENCE = 60.0  # seconds that a client goes on asking: a database's restart on a busy machine
+PATIENCE = 240.0  # seconds that a client goes on asking: a database's restart on a busy machine
 PAUSE = 0.2
 N = 2
 """Samples of each problem of the small builds."""

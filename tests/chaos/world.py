@@ -18,6 +18,7 @@ import psycopg
 import redis
 from chaos.parts import Disk, Part, python
 from chaos.schedule import FULL, Act, Kind
+from chaos.stand_in import LET_GO
 
 from rlt_jobs import migrate
 from rlt_jobs.store.files import Store
@@ -53,7 +54,9 @@ class World:
     host = "127.0.0.1"
     """Where teacher, reward server and broker listen."""
 
-    def __init__(self, folder: Path, programs: Sequence[str] = FULL.programs) -> None:
+    def __init__(self, folder: Path, programs: Sequence[str] = FULL.programs, *, held: int | None = None) -> None:
+        """`held`: problems from this number on get no explanation before `let_go`, so that no build ends before."""
+        self._held = held
         self.folder = folder.resolve()
         self._names = programs
         self.disk = Disk(self.folder / "disk")
@@ -109,7 +112,8 @@ class World:
         return [*servers, *map(self._jobs, self._names)]
 
     def _stand_in(self, name: str, port: int) -> Program:
-        url, args = f"http://{self.host}:{port}/readyz", (str(port), str(LATENCY), self.host)
+        held = () if self._held is None else (str(self._held),)
+        url, args = f"http://{self.host}:{port}/readyz", (str(port), str(LATENCY), self.host, *held)
         return python("chaos.stand_in", *args, name=name, cwd=self.folder, env={}, ready=partial(answers, url))
 
     def _jobs(self, name: str) -> Program:
@@ -142,9 +146,12 @@ class World:
     def database_url(self) -> str:
         return self.parts["postgres"].program.url
 
+    def let_go(self) -> None:
+        (self.folder / LET_GO).touch()
+
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         url = self.database_url.replace("+psycopg", "")
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(url, autocommit=True, connect_timeout=60) as connection:
             found = connection.execute(statement.encode(), values)
             return found.fetchall() if found.description else []
 

@@ -331,7 +331,8 @@ async def test_two_leases_that_write_the_same_samples_at_once_keep_one_of_each(
     await counters_equal_rows(database, lease.build_id)
 
 
-@pytest.mark.slow  # half a minute
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute, and minutes beside other tests
 async def test_two_hundred_thousand_rows_are_all_there_once(
     database: Database, make_build: Any, claim: Any, write: Write, outcome: Any
 ) -> None:

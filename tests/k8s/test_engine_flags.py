@@ -32,8 +32,9 @@ def told(workload: Workload) -> list[str]:
     return args
 
 
-@pytest.mark.slow  # half a minute of imports
+@pytest.mark.slow
 @pytest.mark.engine
+@pytest.mark.timeout(900)  # half a minute of imports, and minutes beside other tests
 def test_vllm_takes_every_flag(engine_python: Path) -> None:
     engines = [each for overlay in OVERLAYS for each in workloads(overlay) if each.label == "rlt-engine"]
     asked = json.dumps([told(engine) for engine in engines])

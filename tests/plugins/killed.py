@@ -1,4 +1,4 @@
-"""`rlt-trainer` in a process that sends SIGKILL, to itself or to a server, at a point of its run.
+"""`rlt-trainer` in a process that sends SIGKILL, or another signal, to itself or to a server, at a point of its run.
 
 publishing  when the weights are written for the engine, and it does not know of them
 published   when the engine has the weights, before it samples
@@ -59,7 +59,7 @@ class Steps(transformers.TrainerCallback):
     on_step_end = on_step_begin
 
 
-def arm(point: str, step: int, pid: int) -> None:
+def arm(point: str, step: int, pid: int, by: int = signal.SIGKILL) -> None:
     owner, name, which = POINTS[point]
     original = getattr(owner, name)
     calls = 0
@@ -69,23 +69,24 @@ def arm(point: str, step: int, pid: int) -> None:
         here = Steps.done == step
         calls += here
         if here and calls == which:
-            os.kill(pid or os.getpid(), signal.SIGKILL)
+            os.kill(pid or os.getpid(), by)
         return original(*args, **options)
 
     setattr(owner, name, counted)
     transformers.trainer.DEFAULT_CALLBACKS.append(Steps)
 
 
-def train(argv: list[str], log: str, at: tuple[str, int] | None, pid: int) -> None:
+def train(argv: list[str], log: str, at: tuple[str, int] | None, pid: int, by: int = signal.SIGKILL) -> None:
     """The process: everything that it prints goes to a file, and it ends with the command's exit status.
 
     Args:
         at: a point, and the updates that are done then.
         pid: what is killed; 0: itself.
+        by: the signal.
     """
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
     torch.set_num_threads(1)
     if at is not None:
-        arm(*at, pid)
+        arm(*at, pid, by)
     sys.exit(main(argv))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 START_S = 120.0  # importing torch on a busy machine
 RUN_S = 240.0
+ONE_BY_ONE = {"max_batch_tokens": 1}  # of a reward server: else the moment at which an item comes decides its last bits
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports torch once
 PROCESSES.set_forkserver_preload(["rlt_trainer.rl.run", "rlt_trainer.distill"])
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -86,8 +87,8 @@ class Servers:
 
 
 def rl_settings(root: Path, name: str, model: Path, problems: Path, *, teacher: str, reward: str) -> dict[str, Any]:
-    """Six steps of a run whose samples are made one by one and scored together: equal runs are then equal to the last
-    bit."""
+    """Six steps of a run whose samples are made one by one, for a server that scores `ONE_BY_ONE`: equal runs are then
+    equal to the last bit."""
     return {
         "output": root / name,
         "model": {"name": str(model), "dtype": "float32", "gradient_checkpointing": False},
@@ -125,10 +126,13 @@ class Training:
     def output(self) -> Path:
         return Path(self.config["output"])
 
-    def start(self, at: tuple[str, int] | None = None, *, kill: int = 0) -> BaseProcess:
+    def start(
+        self, at: tuple[str, int] | None = None, *, kill: int = 0, by: signal.Signals = signal.SIGKILL
+    ) -> BaseProcess:
         """Args:
-        at: a point (`plugins.killed`) and the updates that are done, when SIGKILL is sent
+        at: a point (`plugins.killed`) and the updates that are done, when a signal is sent
         kill: to this process; 0: to itself.
+        by: the signal.
         """
         from plugins import killed  # torch, which other tests do without
 
@@ -136,13 +140,20 @@ class Training:
         file.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in self.config.items()))
         self._log.unlink(missing_ok=True)
         argv = ["rl", "--config", str(file)]
-        process = PROCESSES.Process(target=killed.train, args=(argv, str(self._log), at, kill))
+        process = PROCESSES.Process(target=killed.train, args=(argv, str(self._log), at, kill, by))
         process.start()
         return process
 
-    def run(self, at: tuple[str, int] | None = None, *, kill: int = 0, status: int = 0) -> str:
+    def run(
+        self,
+        at: tuple[str, int] | None = None,
+        *,
+        kill: int = 0,
+        by: signal.Signals = signal.SIGKILL,
+        status: int = 0,
+    ) -> str:
         """As `start`, to the end; what it printed. Its exit status must be `status`."""
-        return self.ended(self.start(at, kill=kill), status)
+        return self.ended(self.start(at, kill=kill, by=by), status)
 
     def ended(self, process: BaseProcess, status: int = 0, *, within: float = RUN_S) -> str:
         process.join(within)
@@ -170,9 +181,6 @@ class Training:
 
         return pd.concat([pd.read_parquet(file) for file in sorted(self.output.glob("completions/step-*.parquet"))])
 
-    def tables(self) -> list[str]:
-        return sorted(path.name for path in self.output.glob("completions/step-*.parquet"))
-
 
 @contextmanager
 def serving(root: Path, model: Path) -> Iterator[Servers]:
@@ -182,7 +190,7 @@ def serving(root: Path, model: Path) -> Iterator[Servers]:
     servers = Servers(
         root,
         Service("rlt_teacher_server", root, model=model, engine="transformers", **common),
-        Service("rlt_reward_server", root, student=f"student={model}", **common),
+        Service("rlt_reward_server", root, student=f"student={model}", **ONE_BY_ONE, **common),
     )
     with ExitStack() as stack:
         for each in (servers.teacher, servers.reward):

@@ -12,6 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from plugins.hostile import Hostile
+from plugins.patience import PATIENCE_S
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
@@ -40,7 +41,8 @@ schema = schemathesis.openapi.from_path(Path(__file__).parents[2] / "docs" / "op
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_nothing_that_the_document_allows_or_forbids_is_a_server_error(fuzzed: str, case: schemathesis.Case) -> None:
-    case.call_and_validate(base_url=fuzzed, checks=[not_a_server_error, response_schema_conformance])
+    checks = [not_a_server_error, response_schema_conformance]
+    case.call_and_validate(base_url=fuzzed, checks=checks, timeout=PATIENCE_S)  # its own is ten seconds
 
 
 @pytest.fixture
@@ -102,7 +104,8 @@ def test_thousands_of_calls_at_once_a_connection_each(fuzzed: str, item: RewardI
 
     def call() -> None:
         for _ in range(25):
-            found.append(httpx.post(f"{fuzzed}/reward", json=body, timeout=60).json()["items"][0]["reward"])
+            reply = httpx.post(f"{fuzzed}/reward", json=body, timeout=60, verify=False)  # no certificates are read
+            found.append(reply.json()["items"][0]["reward"])
 
     threads = [threading.Thread(target=call) for _ in range(40)]
     for thread in threads:

@@ -392,9 +392,9 @@ def test_requests_that_began_keep_their_version(server: Server, variant: Variant
         expected[revision] = server.kl(teacher=f"check-{step}")
     server.load("teacher", "policy", variant(1))
     stop = threading.Event()
+    replies: list[tuple[float, float, str, list[float]]] = []
 
-    def ask() -> list[tuple[float, float, str, list[float]]]:
-        replies = []
+    def ask() -> None:
         with httpx.Client(verify=False, timeout=60) as client:
             while not stop.is_set():
                 began = time.monotonic()
@@ -403,21 +403,27 @@ def test_requests_that_began_keep_their_version(server: Server, variant: Variant
                 found = reply.json()
                 kl = found["items"][0]["token_scores"]["think"]["kl"]
                 replies.append((began, time.monotonic(), found["teacher"]["revision"], kl))
-        return replies
 
     spans: list[tuple[float, float, str]] = []
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(ask) for _ in range(8)]
-        for step in [2, 3, 4, 5, 6, 1, 2, 3]:
-            server.unload("teacher", f"check-{step}")  # so that weights are really read
-            began = time.monotonic()
-            reply = server.load("teacher", "policy", variant(step))
-            assert reply.status_code == 201
-            spans.append((began, time.monotonic(), reply.json()["model"]["revision"]))
-            time.sleep(0.05)
-        stop.set()
-        replies = [reply for each in asking for reply in each.result()]
-    assert len({revision for _, _, revision, _ in replies}) >= 3
+        try:
+            for step in [2, 3, 4, 5, 6, 1, 2, 3]:
+                server.unload("teacher", f"check-{step}")  # so that weights are really read
+                began = time.monotonic()
+                reply = server.load("teacher", "policy", variant(step))
+                assert reply.status_code == 201
+                revision = reply.json()["model"]["revision"]
+                spans.append((began, time.monotonic(), revision))
+                # however slowly they ask: each version is served to somebody
+                while [served for _, _, served, _ in replies[-1:]] != [revision]:
+                    assert not any(each.done() for each in asking), [each.exception() for each in asking if each.done()]
+                    time.sleep(0.05)
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert {revision for _, _, revision, _ in replies} == set(expected)
     served = [(0.0, model_revision(variant(1))), *((began, revision) for began, _, revision in spans)]
     gone = [*(ended for _, ended, _ in spans), float("inf")]
     for began, ended, revision, kl in replies:

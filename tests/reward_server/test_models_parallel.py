@@ -25,9 +25,10 @@ from rlt_reward_server.app import build
 from rlt_reward_server.settings import Settings
 from rlt_service.testing import running
 
-pytestmark = pytest.mark.slow  # processes that each import torch, two by two
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that each import torch, two by two
 
-START_S = 120.0  # torch is imported twice, on two busy cores
+START_S = 400.0  # torch is imported twice, on two busy cores
+END_S = 120.0
 ITEMS = [
     {"question": "What is 2 times 3?", "answer": "It is 6.", "explanation": "\n\nis carry so of"},
     {"question": "What is 4 times 5?", "answer": "It is 20.", "explanation": "\n\nso of carry is it the sum of all"},
@@ -85,14 +86,19 @@ class Process:
         command = [sys.executable, "-m", "rlt_reward_server", *(f"--{name}={value}" for name, value in flags.items())]
         with self.log.open("w") as log:
             self.leader = psutil.Popen(command, stderr=log, stdout=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        self.url = self._ready()
+        try:
+            self.url = self._ready()
+        except BaseException:
+            self.leader.kill()
+            raise
         [self.follower] = self.leader.children()
 
     def _ready(self) -> str:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self.leader.poll() is None, self.log.read_text()
-            lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+            ended = self.log.read_text().rpartition("\n")[0].splitlines()  # the last one may be half written
+            lines = [json.loads(line) for line in ended if line.startswith("{")]
             urls = [line["url"] for line in lines if line["event"] == "listening"]
             if urls and any(line["event"] == "Application startup complete." for line in lines):
                 return str(urls[0])
@@ -202,8 +208,8 @@ def test_adapters_are_refused(pair: Process, shared: Path) -> None:
 def test_sigterm_ends_both(pair: Process) -> None:
     """The last test with these two."""
     pair.leader.send_signal(signal.SIGTERM)
-    assert pair.leader.wait(60) == 0
-    pair.follower.wait(60)
+    assert pair.leader.wait(END_S) == 0
+    pair.follower.wait(END_S)
 
 
 def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
@@ -221,7 +227,7 @@ def test_a_follower_that_is_lost(shared: Path, formats_dir: Path) -> None:
         refused = process.load("x", shared / "step-1")
         assert (refused.status_code, refused.json()["type"]) == (503, "follower_lost")
         process.leader.send_signal(signal.SIGTERM)
-        assert process.leader.wait(60) == 0
+        assert process.leader.wait(END_S) == 0
     finally:
         process.end()
 
@@ -230,7 +236,7 @@ def test_a_leader_that_is_killed_takes_its_follower_along(shared: Path, formats_
     process = Process(shared, formats_dir)
     try:
         process.leader.kill()
-        process.follower.wait(60)
+        process.follower.wait(END_S)
     finally:
         process.end()
 
@@ -245,7 +251,6 @@ from rlt_reward_server.passes import Pass
 def fails(batch):
     raise MemoryError("in this rank only")
 
-channel.GIVE_UP_S = 2
 team = Team(2, "cpu", threads=1)
 scorer, _ = team.load(Path(sys.argv[1]), "float32", pickles=False, max_batch_tokens=64)
 good, bad = Pass([1, 2, 3, 4], [2, 3], 1.0), Pass([1, 2, 9999, 4], [3], 1.0)
@@ -254,6 +259,7 @@ first, failed, last = scorer.log_probs([good, bad, good])
 assert first == last == alone, (first, last, alone)
 assert failed.problem.type == "scorer_failed" and team.lost is None, (failed, team.lost)
 scorer._body._body.hidden = fails
+channel.GIVE_UP_S = 2  # the other rank never comes; where it fails too, a busy machine needs the usual time
 [lost] = scorer.log_probs([good])
 assert lost.problem.detail == "FollowerLost" and "no longer run one pass" in team.lost, (lost, team.lost)
 team.close()

@@ -195,7 +195,8 @@ async def test_teacher_server_whose_engine_and_reward_server_repeat_its_keys(see
 
 @pytest.mark.parametrize(
     "store",
-    ["store", pytest.param("s3://bucket/prefix", marks=pytest.mark.slow)],  # its library asks five times each time
+    # its library asks five times each time: half a minute, and minutes beside other tests
+    ["store", pytest.param("s3://bucket/prefix", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 async def test_jobs_whose_database_and_store_are_away(
     seen: Seen, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

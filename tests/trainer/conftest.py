@@ -16,6 +16,8 @@ from transformers import LlamaForCausalLM
 from rlt_trainer.tiny import ensure_base, ensure_warmup, good_trace, problems
 from rlt_trainer.tiny.model import load_model
 
+LAUNCHED_S = 600.0  # two processes that import torch and train, with other tests on the same two cores
+
 
 @pytest.fixture(scope="session")
 def tiny_base() -> Path:
@@ -94,7 +96,7 @@ def launch(config_file: Callable[[Mapping[str, Any]], Path]) -> Callable[..., su
     def run(command: str, told: Mapping[str, Any], *flags: str, by: Sequence[str] = ("-m", "rlt_trainer")) -> Any:
         argv = [sys.executable, *by, command, "--config", str(config_file(told)), *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=LAUNCHED_S)
 
     return run
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,22 @@ from rlt_trainer.tiny import problems
 
 Make = Callable[..., EvaluateConfig]
 COUNT, SAMPLES = 12, 3
+KILLED = """
+import json, os, signal, sys
+from rlt_trainer.config import EvaluateConfig
+from rlt_trainer.evaluate.run import run
+from rlt_trainer.evaluate.sampling import Finished
+
+keep = Finished.keep
+
+def dies(self, place, sample):
+    if len(self.samples) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    keep(self, place, sample)
+
+Finished.keep = dies
+run(EvaluateConfig(**json.load(open(sys.argv[1]))))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -254,22 +269,15 @@ def test_settings_that_contradict_each_other_are_refused(make: Make, changed: di
 
 @pytest.mark.slow
 def test_an_evaluation_that_is_killed_for_good_goes_on(make: Make, tmp_path: Path) -> None:
-    """SIGKILL, once some samples are there."""
+    """SIGKILL, once some samples are there, in the middle of a batch."""
     whole = run(make("whole", batch_size=2))
     config = make("killed", batch_size=2)
     file = tmp_path / "evaluate.json"
     file.write_text(config.model_dump_json())
-    code = (
-        f"from rlt_trainer.config import EvaluateConfig as C; from rlt_trainer.evaluate.run import run; import json; \
-run(C(**json.load(open({str(file)!r}))))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    finished = config.output / "finished.jsonl"
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not (finished.exists() and finished.read_bytes().count(b"\n") > 4):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    argv = [sys.executable, "-c", KILLED, str(file)]
+    killed = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (config.output / "finished.jsonl").read_bytes().count(b"\n") == 1 + 5
     assert not (config.output / "results.json").exists()
     run(config)
     assert samples(config.output).equals(samples(whole))

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from rlt_client import _http
 from rlt_client.prompts import TextCodec
 from rlt_local.ports import free
 from rlt_trainer.config import EvaluateConfig
@@ -21,6 +22,7 @@ from rlt_trainer.tiny import Problem, good_trace, problems
 
 COUNT = 10
 KEY = "opensesame"
+PATIENCE_S = 60
 Make = Callable[..., EvaluateConfig]
 
 
@@ -130,7 +132,7 @@ def make(tmp_path: Path, tiny_warmup: Path, solver: Solver) -> Make:
             "texts": {"format": "mini"},
             "match": "exact",
             "max_new_tokens": 40,
-            "engine": {"url": solver.url, "patience_s": 20, "concurrency": 4} | (engine or {}),
+            "engine": {"url": solver.url, "patience_s": PATIENCE_S, "concurrency": 4} | (engine or {}),
         }
         return EvaluateConfig(**(told | changed))
 
@@ -220,10 +222,14 @@ def test_an_end_for_no_reason_is_no_sample(make: Make, solver: Solver) -> None:
         run(make({"concurrency": 1}))
 
 
-def test_an_evaluation_whose_server_died_goes_on_later(make: Make, solver: Solver) -> None:
+def test_an_evaluation_whose_server_died_goes_on_later(
+    make: Make, solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     solver.until = 6
-    with pytest.raises(TrainingError, match="6 of 10 samples are there, and the same command goes on"):
-        run(make({"patience_s": 1.5, "concurrency": 1}))
+    with monkeypatch.context() as patched:
+        patched.setattr(_http, "FIRST_PAUSE", 3.0 * PATIENCE_S)  # its patience ends with the first call that fails
+        with pytest.raises(TrainingError, match="6 of 10 samples are there, and the same command goes on"):
+            run(make({"concurrency": 1}))
     assert not (make().output / "results.json").exists()
     asked = len(solver.asked)
     solver.until = COUNT**9

@@ -51,6 +51,7 @@ def alone(settings: Settings, launch: Launch) -> dict[str, Any]:
 
 
 @pytest.mark.slow  # each process imports torch
+@pytest.mark.timeout(900)
 def test_two_data_parallel_processes_give_the_same_and_go_on(
     alone: dict[str, Any], settings: Settings, launch: Launch
 ) -> None:
@@ -69,6 +70,7 @@ def test_two_data_parallel_processes_give_the_same_and_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three starts of one or two processes that import torch
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])
 def test_two_processes_that_share_the_parameters_give_the_same_and_go_on(
     lora: Any, settings: Settings, launch: Launch, tiny_base: Path

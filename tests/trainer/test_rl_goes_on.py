@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from plugins.training import rl_settings
+from plugins.training import ONE_BY_ONE, rl_settings
 from safetensors.torch import load_file
 
 from rlt_reward_server import app as reward_app
@@ -44,7 +44,8 @@ def teacher_url(root: Path, tiny_warmup: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def reward_url(root: Path, tiny_warmup: Path) -> Iterator[str]:
-    given = RewardSettings(student=f"student={tiny_warmup}", format="mini", threads=1, allowed_roots=[root])
+    told: dict[str, Any] = {"format": "mini", "threads": 1, "allowed_roots": [root], **ONE_BY_ONE}
+    given = RewardSettings(student=f"student={tiny_warmup}", **told)
     with running(lambda: reward_app.build(given)) as url:
         yield url
 

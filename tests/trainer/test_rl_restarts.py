@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # each run is a process that trains, with servers
 AWAY_S = 2.0
 STEPS = 3
 SHORT = {"steps": STEPS}
-IMPATIENT_S = 3.0
+IMPATIENT_S = 20.0  # also for every answer before the server is killed: longer than a busy machine stalls
 REFUSALS = 5
 
 TrainingOf = Callable[..., Training]
@@ -65,8 +65,9 @@ def test_patience_ends_and_the_run_can_go_on(
     )
     told = run.run(POINTS[name], kill=server.pid, status=1)
     server.wait_killed()
-    assert told.splitlines()[-1].startswith("rlt-trainer rl: POST ")
-    assert server.url in told.splitlines()[-1]
+    last = told.splitlines()[-1]
+    assert last.startswith("rlt-trainer rl: POST ")
+    assert server.url in last or f"no answer within {IMPATIENT_S:g} s" in last  # where a pause outlasts its patience
     assert "Traceback" not in told
     found = checkpoints.newest(run.output)
     assert found is not None

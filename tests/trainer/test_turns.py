@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from rlt_client import RewardClient
 from rlt_local.ports import free
 
-pytestmark = pytest.mark.slow  # a run of 5 steps with two distillations, several times
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a run of 5 steps with two distillations, several times
 
 KILLED = -signal.SIGKILL
 STEPS = 5
