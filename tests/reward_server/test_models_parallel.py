@@ -272,3 +272,39 @@ def test_a_pass_that_fails_in_one_rank_only_ends_the_service(shared: Path) -> No
     command = [sys.executable, "-c", RANKS_APART, str(shared / "llama")]
     ran = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=START_S)
     assert ran.stdout.endswith(b"done\n"), ran.stderr[-2000:]
+
+
+SLOW_FOLLOWER = """
+import sys
+import time
+
+if "rlt_reward_server.parallel.follower" in sys.orig_argv:
+    from rlt_reward_server.parallel import sharding
+
+    def slowly(*given, read=sharding.read_shard, **named):
+        module = read(*given, **named)
+        time.sleep(2)
+        return module
+
+    sharding.read_shard = slowly
+"""
+LOADED = """
+import sys
+from pathlib import Path
+from rlt_reward_server.parallel.team import Team
+
+team = Team(2, "cpu", threads=1)
+for _ in range(2):
+    team.load(Path(sys.argv[1]), "float32", pickles=False, max_batch_tokens=64)
+team.close()
+print("done")
+"""
+
+
+def test_a_follower_that_is_slow_after_it_read_its_part(shared: Path, tmp_path: Path) -> None:
+    """The leader asks it to prove a model that its other thread has read, but not yet handed over."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_FOLLOWER)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", LOADED, str(shared / "llama")]
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=START_S)
+    assert ran.stdout.endswith(b"done\n"), ran.stderr[-2000:]

@@ -65,9 +65,8 @@ def test_patience_ends_and_the_run_can_go_on(
     )
     told = run.run(POINTS[name], kill=server.pid, status=1)
     server.wait_killed()
-    last = told.splitlines()[-1]
-    assert last.startswith("rlt-trainer rl: POST ")
-    assert server.url in last or f"no answer within {IMPATIENT_S:g} s" in last  # where a pause outlasts its patience
+    assert told.splitlines()[-1].startswith("rlt-trainer rl: POST ")
+    assert server.url in told.splitlines()[-1]
     assert "Traceback" not in told
     found = checkpoints.newest(run.output)
     assert found is not None

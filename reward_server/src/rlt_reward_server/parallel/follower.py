@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
 import torch
@@ -29,7 +30,7 @@ class Follower:
         store = TCPStore("127.0.0.1", port, size, is_master=False)
         self._passes, self._loads = join(rank, size, store, device)
         self._device = torch.device("cuda", rank) if device == "cuda" else torch.device("cpu")
-        self._modules: dict[int, nn.Module] = {}
+        self._parts: SimpleQueue[tuple[int, nn.Module]] = SimpleQueue()
         self._scorers: dict[int, CausalScorer] = {}
 
     def follow(self) -> None:
@@ -46,12 +47,19 @@ class Follower:
                 log.exception("a command failed", extra={"command": message[0]})
 
     def _read(self, _: str, key: int, folder: str, dtype: str, pickles: bool) -> None:
-        self._modules[key] = read_shard(Path(folder), dtype, self._device, pickles=pickles, channel=self._loads)
+        part = read_shard(Path(folder), dtype, self._device, pickles=pickles, channel=self._loads)
+        self._parts.put((key, part))
+
+    def _part(self, key: int) -> nn.Module:
+        """What the other thread read, which may not have come here yet when the leader knows that all ranks have it."""
+        while (found := self._parts.get())[0] != key:
+            pass
+        return found[1]
 
     def _pass(self, command: str, key: int, *rest: Any) -> None:
         if command == "prove":
             [max_batch_tokens] = rest
-            self._scorers[key] = prove_together(self._modules.pop(key), max_batch_tokens, self._passes)
+            self._scorers[key] = prove_together(self._part(key), max_batch_tokens, self._passes)
             return
         batch, dropped = rest
         for each in dropped:

@@ -154,8 +154,7 @@ class HTTP:
                 patience = seconds if self.patience is None else min(self.patience, seconds)
                 return await self._persist(request, time.monotonic() + patience, retry, stream)
         except TimeoutError as error:
-            where = f"{request.method} {request.url.path}"
-            raise DeadlineExceeded(f"{where}: no answer within {seconds:g} s") from error
+            raise DeadlineExceeded(f"{request.method} {request.url}: no answer within {seconds:g} s") from error
 
     async def _persist(self, request: httpx.Request, until: float, retry: bool, stream: bool) -> httpx.Response:
         pause = FIRST_PAUSE

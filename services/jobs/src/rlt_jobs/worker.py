@@ -15,7 +15,7 @@ from celery import Celery, bootsteps, signals
 from celery.exceptions import SoftTimeLimitExceeded
 
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
-from rlt_jobs import outbox
+from rlt_jobs import outbox, prefetch
 from rlt_jobs.builds.importer import run_import
 from rlt_jobs.builds.services import Services
 from rlt_jobs.builds.work import work_shard
@@ -89,6 +89,7 @@ class Runtime:
 
 def make_worker(settings: Settings) -> Celery:
     """The app with its tasks. Nothing is opened before the first task."""
+    prefetch.install()
     app = make_celery(settings)
     runtime = Runtime(settings)
 
