@@ -148,9 +148,13 @@ def _grouped(records: Records, kind: str) -> Iterator[tuple[str, str, list[Row]]
 def _correlations(records: Records) -> str:
     rows = []
     for study in ("parts-a", "chain-a"):
-        for weight, figures in correlation.by_weight(list(records.all(f"{study}/seed-*/*"))).items():
-            rows.append([study, weight, *figures])
-    return _table(["study", "λ of the score", "sets", "Pearson (greedy exact)", "Spearman (greedy exact)"], rows)
+        found = list(records.all(f"{study}/seed-*/*"))
+        explained = [each for each in found if not each["piece"].endswith("/answer")]
+        for which, sets in (("all", found), ("with an explanation", explained)):
+            for weight, figures in correlation.by_weight(sets).items():
+                rows.append([study, which, weight, *figures])
+    head = ["study", "sets", "λ of the score", "number", "Pearson (greedy exact)", "Spearman (greedy exact)"]
+    return _table(head, rows)
 
 
 def _examples(records: Records) -> str:
