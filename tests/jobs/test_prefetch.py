@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ def broker(tmp_path: Path) -> Program:
 
 
 @pytest.fixture
-def ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(transport.Channel, "QoS", transport.Channel.QoS)  # restored afterwards
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport.Channel, "QoS", transport.Channel.QoS)  # so that it is put back afterwards
     prefetch.install()
-    return None
 
 
 def received(connection: Connection) -> list[Any]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -137,6 +141,31 @@ def test_a_piece_is_made_once_and_a_failure_leaves_no_record(tmp_path: Path) -> 
     found = records.find("parts-a/seed-1/rlt")
     assert found["piece"] == "parts-a/seed-1/rlt"
     assert {"torch", "trl", "cpu"} <= set(found["machine"])
+
+
+def test_two_pieces_that_want_the_same_model_train_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, servers = paper("study"), paper("servers")
+    started: list[Path] = []
+
+    @contextmanager
+    def teacher(begin: Path, weights: Path) -> Iterator[str]:
+        started.append(weights)
+        yield "http://127.0.0.1:8"
+
+    def train(self: Any, stage: str, template: str, folder: Path, table: dict[str, Any]) -> None:
+        if not (folder / "done").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            time.sleep(0.2)  # both are here only where nothing keeps them apart
+            (folder / "done").touch()
+
+    monkeypatch.setattr(servers, "teacher", teacher)
+    monkeypatch.setattr(paper("commands").Log, "train", train)
+    one = study.Study("parts", "a", 1, tmp_path, paper("records").Records(tmp_path))
+    stack, arm = servers.Stack({"reward": "http://127.0.0.1:9"}, "key"), paper("arms").ARMS["rlt-2.5"]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: one.policy(arm, stack, one.log()), range(2)))
+    assert found == [one.folder / "rlt-2.5" / "rl" / "model"] * 2
+    assert started == [one.folder / "rlt-2.5" / "rl" / "weights"]
 
 
 def test_a_command_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:

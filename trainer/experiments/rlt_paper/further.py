@@ -20,14 +20,15 @@ def cold_start(study: Study, name: str, stack: Stack) -> dict[str, Any]:
     """GRPO for right answers on the student that an arm's traces made."""
 
     def make() -> dict[str, Any]:
-        before = study.run_arm(ARMS[name], stack)
-        log = study.log()
+        study.run_arm(ARMS[name], stack)
+        log, test = study.log(), study.folder / "test.jsonl"
         study.lessons(ARMS[name], stack, log)  # a record may be another machine's
         student = study.student(name, study.folder / name / "traces.jsonl", log)
+        before = study.examined(f"{name}/test", student, test, log)
         arm = replace(SOLVER, name=f"cold-{name}", steps=_COLD_STEPS)
         trained = study.policy(arm, stack, log, student)
-        figures = study.examined(f"{arm.name}/test", trained, study.folder / "test.jsonl", log)
-        earlier = {f"{key} before": before["figures"][key] for key in figures}
+        figures = study.examined(f"{arm.name}/test", trained, test, log)
+        earlier = {f"{key} before": value for key, value in before.items()}
         return {
             "title": f"RL with 0/1 after {ARMS[name].title}",
             "steps": study.steps(arm),

@@ -18,6 +18,7 @@ from rlt_paper.records import Records
 from rlt_paper.servers import Stack
 from rlt_paper.solving import solved
 from rlt_paper.tasks import TASKS, Example, Task
+from rlt_trainer.tiny.folders import locked
 
 __all__ = ["Sizes", "Study", "write_rows"]
 
@@ -134,9 +135,10 @@ class Study:
         if not arm.trained:
             return begin
         folder = self.folder / arm.name / "rl"
-        done = (folder / "done").exists()
-        with nullcontext("http://its-own") if done else servers.teacher(begin, folder / "weights") as url:
-            log.train("rl", "rl", folder, self._training(arm, begin, url, stack))
+        with locked(folder.with_suffix(".lock")):  # two pieces of what follows an arm may want its model at once
+            done = (folder / "done").exists()
+            with nullcontext("http://its-own") if done else servers.teacher(begin, folder / "weights") as url:
+                log.train("rl", "rl", folder, self._training(arm, begin, url, stack))
         return folder / "model"
 
     def _training(self, arm: Arm, begin: Path, url: str, stack: Stack) -> dict[str, Any]:
