@@ -48,7 +48,7 @@ SOLVER: Final = Arm("solver", "solver, RL with 0/1", "student", {"source": "answ
 DENSE: Final = Arm("solver-parts", "solver, RL by parts", "student", {"source": "answer", "match": "parts"})
 
 ARMS: Final = {arm.name: arm for arm in (WARM, rlt(1), rlt(2.5), rlt(3), rlt(5), rlt(8), SS, KL, SOLVER, DENSE)}
-SMALL: Final = ("warm", "rlt-2.5", "ss", "solver", "solver-parts")
+SMALL: Final = ("warm", "rlt-1", "ss", "solver", "solver-parts")
 
 SOURCES: Final = (
     Source("oracle", "good throughout", {"good": 1.0, "digression": 0.0}),
