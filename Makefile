@@ -35,11 +35,10 @@ models: setup ## train the committed tiny base models again, seed and gate print
 	$(PY) -m rlt_trainer tiny base --out trainer/src/rlt_trainer/tiny/base --replace
 	$(PY) -m rlt_trainer tiny parts-base --out trainer/src/rlt_trainer/tiny/parts/base --replace
 
-paper: setup ## the paper in miniature, one seed of the parts task; writes docs/paper (20 minutes)
+paper: setup ## the paper in miniature, one seed of the parts task, below .rlt-paper/small (20 minutes)
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper small
-	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
 
-paper-full: setup ## three seeds of both tasks, every arm; goes on where it was left (a day)
+paper-full: setup ## three seeds of both tasks, every arm that has no record; writes docs/paper (hours)
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper full
 	PYTHONPATH=$(BENCH):trainer/experiments $(PY) -m rlt_paper report
 

@@ -153,6 +153,7 @@ def test_two_pieces_that_want_the_same_model_train_it_once(tmp_path: Path, monke
         yield "http://127.0.0.1:8"
 
     def train(self: Any, stage: str, template: str, folder: Path, table: dict[str, Any]) -> None:
+        assert self.env == {"RLT_PAPER_KEY": "key"}
         if not (folder / "done").exists():
             folder.mkdir(parents=True, exist_ok=True)
             time.sleep(0.2)  # both are here only where nothing keeps them apart
@@ -163,7 +164,7 @@ def test_two_pieces_that_want_the_same_model_train_it_once(tmp_path: Path, monke
     one = study.Study("parts", "a", 1, tmp_path, paper("records").Records(tmp_path))
     stack, arm = servers.Stack({"reward": "http://127.0.0.1:9"}, "key"), paper("arms").ARMS["rlt-2.5"]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: one.policy(arm, stack, one.log()), range(2)))
+        found = list(pool.map(lambda _: one.policy(arm, stack, one.log(stack)), range(2)))
     assert found == [one.folder / "rlt-2.5" / "rl" / "model"] * 2
     assert started == [one.folder / "rlt-2.5" / "rl" / "weights"]
 
@@ -209,10 +210,46 @@ def test_the_page_and_its_pictures_are_made_of_records(tmp_path: Path) -> None:
     assert all(f"({name})" in text for name in pictures)
 
 
+def test_what_was_run_twice_is_shown_twice(tmp_path: Path) -> None:
+    write_record(tmp_path / "records", 2, "rlt-1", "RLT, λ 1", 0.9, -0.2)
+    write_record(tmp_path / "repeated", 2, "rlt-1", "RLT, λ 1", 0.7, -0.3)
+    write_record(tmp_path / "repeated", 3, "rlt-1", "RLT, λ 1", 0.5, -0.3)  # not yet again
+    text = paper("report").page(paper("records").Records(tmp_path / "records"))
+    assert "| parts-a | seed-2 | RLT, λ 1 | 0.700 | 0.900 |" in text
+    assert "| parts-a | seed-3 |" not in text
+
+
+def test_a_small_run_is_shown_beside_what_is_committed(tmp_path: Path) -> None:
+    records = paper("records").Records
+    write_record(tmp_path / "mine", 1, "rlt-1", "RLT, λ 1", 0.9, -0.2)
+    write_record(tmp_path / "committed", 1, "rlt-1", "RLT, λ 1", 0.8, -0.2)
+    table = paper("report").compared(records(tmp_path / "mine"), records(tmp_path / "committed")).splitlines()
+    assert [line.count("|") for line in table] == [7] * (2 + len(paper("arms").SMALL))
+    assert next(line for line in table if "λ 1" in line).split(" | ")[1::4] == ["0.900", "0.800 |"]
+    assert "not run yet" in next(line for line in table if "0/1" in line)
+
+
+def test_coefficients_are_told_of_each_seed_too(tmp_path: Path) -> None:
+    for seed, places in ((1, range(5)), (2, (0, 1, 2, 4, 3))):
+        for place, score in enumerate(places):
+            arm = ("warm", "ss", "kl", "rlt-3", "rlt-1")[place]
+            write_record(tmp_path, seed, arm, arm, place / 10, float(score))
+    text = paper("report").page(paper("records").Records(tmp_path))
+    assert "| parts-a | all | 0 | 10 | 0.95 | 0.95 | 1.00, 0.90 |" in text
+
+
+def test_a_second_small_run_says_that_all_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arm in paper("arms").SMALL:
+        write_record(tmp_path, 1, arm, arm, 0.9, -0.2)
+    paper("plan").run_small(tmp_path / "work", tmp_path)
+    assert str(tmp_path) in capsys.readouterr().out
+
+
 def write_record(
     folder: Path, seed: int, arm: str, title: str, accuracy: float, score: float, *, reward: float | None = None
 ) -> None:
     figures = {"exact greedy": accuracy, "exact T=.7": accuracy, "RLT score": score, "r_SS": score, "r_KL": 0.1}
+    figures |= {"parts greedy": accuracy, "all good": accuracy, "good parts": accuracy, "leaked parts": 0.0}
     curve = [{"step": step, "reward": score if reward is None else reward} for step in (1, 2)]
     if reward is None:
         curve = [{**row, "r_SS": score} for row in curve]

@@ -4,6 +4,6 @@
     python -m rlt_paper full      seeds 1 to 3 of both tasks, every arm; goes on where it was left
     python -m rlt_paper report    docs/paper/README.md and its plots, from the records
 
-Every finished piece is a record in docs/paper/records, which is not made again. Models, traces and logs stay in the
-work folder.
+Every finished piece is a record, which is not made again: in docs/paper/records, or for `small` below its work folder,
+.rlt-paper/small, where models, traces and logs stay too. `--records` and `--work` name other folders.
 """

@@ -38,7 +38,7 @@ class Log:
         """`rlt-trainer STAGE` into `folder`, or nothing where it ended well before. Raises `StageFailed`."""
         done, own = folder / "done", folder / "config.toml"
         words = ["rlt-trainer", stage, "--config", str(CONFIGS / f"{template}.toml"), "--config", str(own)]
-        self.commands.append(self._shown(f"{' '.join(words)}  # {json.dumps(table)}"))
+        self.add(f"{' '.join(words)}  # {json.dumps(table)}")
         if not done.exists():
             folder.mkdir(parents=True, exist_ok=True)
             own.write_text(toml({**table, "output": str(folder)}), encoding="utf-8")
@@ -57,11 +57,11 @@ class Log:
             last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:]
             raise StageFailed(f"{' '.join(words)} ended with {ended.returncode}; its log ends with\n{last}")
 
-    def _shown(self, text: str) -> str:
-        """Without folders of this machine."""
+    def add(self, command: str) -> None:
+        """Keeps a command, without folders of this machine."""
         for path, name in ((self.work, "WORK"), (CONFIGS, "configs"), (_ROOT, "REPOSITORY")):
-            text = text.replace(str(path), name)
-        return text
+            command = command.replace(str(path), name)
+        self.commands.append(command)
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

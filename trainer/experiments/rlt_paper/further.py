@@ -21,7 +21,7 @@ def cold_start(study: Study, name: str, stack: Stack) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         study.run_arm(ARMS[name], stack)
-        log, test = study.log(), study.folder / "test.jsonl"
+        log, test = study.log(stack), study.folder / "test.jsonl"
         study.lessons(ARMS[name], stack, log)  # a record may be another machine's
         student = study.student(name, study.folder / name / "traces.jsonl", log)
         before = study.examined(f"{name}/test", student, test, log)
@@ -46,7 +46,7 @@ def transfer(study: Study, name: str, stack: Stack) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         study.run_arm(ARMS[name], stack)
-        log = study.log()
+        log = study.log(stack)
         figures: dict[str, float] = {}
         policy = study.policy(ARMS[name], stack, log)
         tests = study.task.transfer(study.sizes.test, study.seed, test=True)

@@ -75,6 +75,7 @@ def _chosen(pieces: list[Piece], only: Sequence[str] | None) -> list[Piece]:
 def _run(study: Study, pieces: Sequence[Piece], lanes: int) -> None:
     missing = [(name, make) for name, make in pieces if study.records.find(f"{study.name}/{name}") is None]
     if not missing:
+        _say(f"{study.name}: every piece has its record below {study.records.folder}; another --records makes it again")
         return
     began = time.monotonic()
     study.prepare()

@@ -58,7 +58,12 @@ def _training(arms: list[dict[str, Any]], folder: Path, study: str) -> str:
     roles = {arm.title: arm.role for arm in ARMS.values()}
     teachers = [each for each in arms if "r_SS" in each["curve"][0]]  # not those of r_KL only
     _lines(axes[0], teachers, "r_SS", "teachers: r_SS, nats")
-    _lines(axes[1], [each for each in arms if roles.get(each["title"]) == "student"], "reward", "solvers: reward")
+    _lines(
+        axes[1],
+        [each for each in arms if roles.get(each["title"]) == "student"],
+        "reward",
+        "solvers: own reward (0/1, or share of words)",
+    )
     return _written(figure, folder, f"{study}-training.png")
 
 
@@ -80,7 +85,7 @@ def _scores(found: list[dict[str, Any]], folder: Path, study: str) -> str:
         sets = [each for each in found if each["title"] == title]
         scores, right = ([each["figures"][key] for each in sets] for key in ("RLT score", "exact greedy"))
         axis.scatter(scores, right, color=colour, marker="x" if "shares" in sets[0] else "o", s=24, label=title)
-    axis.set_xlabel("RLT reward of the traces (one scorer for all, λ 3)")
+    axis.set_xlabel("RLT reward of the traces (λ 3; one scorer a seed)")
     axis.set_ylabel("student, greedy exact")
     _legend(axis)
     return _saved(figure, axis, folder, f"{study}-scores.png")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rlt_paper import correlation, plots
-from rlt_paper.arms import ARMS, SOURCES, full
+from rlt_paper.arms import ARMS, SMALL, SOURCES, full
 from rlt_paper.records import Records
 
-__all__ = ["SAMPLES", "page", "write"]
+__all__ = ["SAMPLES", "compared", "page", "write"]
 
 Row = dict[str, Any]
 _STUDIES: Final = {
@@ -47,21 +47,39 @@ def write(records: Path, folder: Path) -> None:
 
 
 def page(records: Records, drawn: Sequence[str] = ()) -> str:
-    """The page: what is written by hand, with a table in the place of each `{{name}}`."""
+    """The page: what is written by hand, with a table in the place of each `{{name}}`.
+
+    Pieces that were made a second time have their first record in `repeated`, beside the folder of records.
+    """
     text = _TEXTS.read_text(encoding="utf-8")
     tables = {name: _study(records, name) for name in _STUDIES}
     tables |= {
         "cold": _cold(records),
         "transfer": _transfer(records),
         "correlation": _correlations(records),
+        "lost": _lost(records),
+        "repeated": _repeated(records, Records(records.folder.with_name("repeated"))),
         "starvation": _starvation(records),
         "where": _where(records),
-        "plots": "\n\n".join(f"![{Path(name).stem}]({name})" for name in drawn) or _MISSING,
+        "plots": "\n\n".join(f"![{name.removesuffix('.png')}]({name})" for name in drawn) or _MISSING,
         "examples": _examples(records),
     }
     for name, table in tables.items():
         text = text.replace(f"{{{{{name}}}}}", table)
     return text
+
+
+def compared(records: Records, committed: Records) -> str:
+    """The arms of `make paper` with the figures that are committed for the same seed, as a table."""
+    rows = []
+    for name in SMALL:
+        mine, theirs = (each.find(f"parts-a/seed-1/{name}") for each in (records, committed))
+        cells = [f"{mine['figures'][key]:.3f}" if mine else _MISSING for key in _SHORT]
+        rows.append([ARMS[name].title, *cells, f"{theirs['figures'][_SHORT[0]]:.3f}" if theirs else ""])
+    return _table(["traces from", *_SHORT, f"{_SHORT[0]}, as committed"], rows)
+
+
+_SHORT: Final = ("exact greedy", "parts greedy", "good parts", "leaked parts")
 
 
 def _study(records: Records, name: str) -> str:
@@ -149,12 +167,44 @@ def _correlations(records: Records) -> str:
     rows = []
     for study in ("parts-a", "chain-a"):
         found = list(records.all(f"{study}/seed-*/*"))
-        explained = [each for each in found if not each["piece"].endswith("/answer")]
-        for which, sets in (("all", found), ("with an explanation", explained)):
+        kinds = {
+            "all": found,
+            "with an explanation": [each for each in found if not each["piece"].endswith("/answer")],
+            "with an explanation, written by a program": [each for each in found if each.get("shares")],
+        }
+        for which, sets in kinds.items():
+            single = [correlation.by_weight(seed) for seed in _by_seed(sets)]
             for weight, figures in correlation.by_weight(sets).items():
-                rows.append([study, which, weight, *figures])
-    head = ["study", "sets", "λ of the score", "number", "Pearson (greedy exact)", "Spearman (greedy exact)"]
+                alone = ", ".join(each[weight][1] for each in single if weight in each)
+                rows.append([study, which, weight, *figures, alone])
+    head = ["study", "sets", "λ of the score", "number", "Pearson", "Spearman", "Pearson in each seed alone"]
     return _table(head, rows)
+
+
+def _by_seed(found: Sequence[Row]) -> list[list[Row]]:
+    seeds: dict[str, list[Row]] = defaultdict(list)
+    for each in found:
+        seeds[each["piece"].split("/")[1]].append(each)
+    return list(seeds.values())
+
+
+def _lost(records: Records) -> str:
+    """The most traces that any set lacks."""
+    sets = [each for each in records.all("*/seed-*/*") if "sizes" in each and "traces" in each["figures"]]
+    return str(max((each["sizes"]["traces"] - round(each["figures"]["traces"]) for each in sets), default="?"))
+
+
+def _repeated(records: Records, repeated: Records) -> str:
+    """Students of pieces that were made twice, on two machines."""
+    rows = []
+    for earlier in repeated.all("*/seed-*/*"):
+        later = records.find(earlier["piece"])
+        if later and "figures" in earlier:
+            study, seed, name = earlier["piece"].split("/")
+            values = [f"{each['figures'][key]:.3f}" for key in (*_TOLD, "all good") for each in (earlier, later)]
+            rows.append([study, seed, ARMS[name].title, *values])
+    head = [f"{key}, {when}" for key in (*_TOLD, "all good") for when in ("first", "again")]
+    return _table(["study", "seed", "traces", *head], rows)
 
 
 def _examples(records: Records) -> str:

@@ -88,7 +88,7 @@ class Study:
         """The record of one arm: its training, its traces and the student that they made."""
 
         def make() -> dict[str, Any]:
-            log = self.log({servers.KEY: stack.key})
+            log = self.log(stack)
             traces = self.lessons(arm, stack, log)
             return {
                 "title": arm.title,
@@ -111,14 +111,15 @@ class Study:
         """The record of traces that a program wrote."""
 
         def make() -> dict[str, Any]:
-            log, examples = self.log(), self.examples()
+            log, examples = self.log(stack), self.examples()
             texts = [FILLER] * len(examples)
             if source.shares is not None:
                 texts = self.task.mixed(examples, source.shares, self.seed)
             traces = Traces(examples, texts, [each.answer for each in examples])
             write_rows(self.folder / source.name / "traces.jsonl", traces.rows)
             taught = self._taught(source.name, traces, stack, log)
-            return {"title": source.title, "shares": source.shares, **taught, "commands": log.commands}
+            found = {"title": source.title, "shares": source.shares, **taught}
+            return found | {"commands": log.commands, "seconds": log.seconds}
 
         return self.records.made_once(f"{self.name}/{source.name}", make)
 
@@ -167,7 +168,7 @@ class Study:
             problems = [BuildProblem(question=each.question, answer=each.answer) for each in examples]
             to.parent.mkdir(parents=True, exist_ok=True)
             build = stack.explain(policy, problems, self.seed, self.task.thoughts + 1, to)
-            log.commands.append(f"POST /builds {json.dumps(build.request)}")
+            log.add(f"POST /policies {policy}, then POST /builds {json.dumps(build.request)}")
         return Traces.of_rows(examples, to)
 
     def _taught(self, name: str, traces: Traces, stack: Stack, log: Log) -> dict[str, Any]:
@@ -210,8 +211,9 @@ class Study:
             "test": plain(self.task.questions(self.sizes.test, self.seed, test=True)),
         }
 
-    def log(self, env: dict[str, str] | None = None) -> Log:
-        return Log(self.work, env or {})
+    def log(self, stack: Stack | None = None) -> Log:
+        """Of one piece, whose commands are let into `stack`."""
+        return Log(self.work, {servers.KEY: stack.key} if stack else {})
 
 
 FILLER: Final = "~"  # a trace without any thought is refused as one that was lost
