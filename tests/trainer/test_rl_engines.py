@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,6 +65,36 @@ async def test_items_that_are_at_fault_are_not(engine: TeacherEngine) -> None:
     made = await engine.generate(ASKS, WEIGHTS)
     assert made[2] == Failed("context_overflow", "context_overflow")
     assert client.asked == [[0, 1, 2, 3]]
+
+
+async def test_a_teacher_that_forgets_the_policy_twice_is_given_it_twice(
+    engine: TeacherEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgets(Client):
+        """Killed, and killed again while it works on what it was asked for a second time."""
+
+        left = 2
+
+        async def generate(self, request: GenerateRequest) -> GenerateResponse:
+            if self.left:
+                self.left -= 1
+                raise NotFound("policy", type="policy_not_found")
+            return await super().generate(request)
+
+        async def policies(self) -> Any:
+            return SimpleNamespace(policies=[])
+
+    published = []
+
+    async def publish(folder: Path, *, lora: bool) -> Published:
+        published.append(folder)
+        return WEIGHTS
+
+    given(engine, Forgets({}))
+    monkeypatch.setattr(engine, "publish", publish)
+    made = await engine.generate(ASKS, WEIGHTS)
+    assert [each.token_ids for each in made if isinstance(each, Completion)] == [[0], [1], [2], [3]]
+    assert published == [WEIGHTS.folder] * 2
 
 
 async def test_only_a_forgotten_policy_is_published_again(engine: TeacherEngine) -> None:

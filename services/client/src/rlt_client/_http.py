@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -29,9 +30,14 @@ from rlt_client.schemas.common import Problem
 
 M = TypeVar("M", bound=BaseModel)
 
+CONNECT_S: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0  # a restarted server is found again within this time
 RETRIED: Final = (Overloaded, Unavailable, Timeout)
+NEVER_THERE: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, Timeout)
+"""Failures that may take long though nobody was at work: of connecting, and a proxy's 504."""
+
+log = logging.getLogger("rlt_client")
 
 
 class HTTP:
@@ -56,10 +62,11 @@ class HTTP:
         self.base_url = base_url
         self.deadline = deadline
         self.patience = patience
+        self._absence = _Absence()
         self._client = httpx.AsyncClient(
             base_url=base_url,
             auth=Bearer(key) if key else None,
-            timeout=httpx.Timeout(None, connect=10.0),  # the deadline bounds the rest
+            timeout=httpx.Timeout(None, connect=CONNECT_S),  # the deadline bounds the rest
             transport=transport,
             mounts=_lanes(max_connections) if transport is None else None,
         )
@@ -143,7 +150,7 @@ class HTTP:
         request = self._client.build_request(
             method, path, content=content, headers=headers, params=_present(params), timeout=None
         )
-        request.extensions["timeout"] = {"connect": 10.0, "pool": seconds, "read": seconds, "write": seconds}
+        request.extensions["timeout"] = {"connect": CONNECT_S, "pool": seconds, "read": seconds, "write": seconds}
         return request
 
     async def _send(
@@ -152,26 +159,60 @@ class HTTP:
         try:
             async with asyncio.timeout(seconds):
                 patience = seconds if self.patience is None else min(self.patience, seconds)
-                return await self._persist(request, time.monotonic() + patience, retry, stream)
+                return await self._persist(request, patience, retry, stream)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{request.method} {request.url}: no answer within {seconds:g} s") from error
 
-    async def _persist(self, request: httpx.Request, until: float, retry: bool, stream: bool) -> httpx.Response:
-        pause = FIRST_PAUSE
+    async def _persist(self, request: httpx.Request, patience: float, retry: bool, stream: bool) -> httpx.Response:
+        pause, since = FIRST_PAUSE, time.monotonic()
         while True:
+            sent = time.monotonic()
             try:
                 response = await self._client.send(request, stream=stream)
                 if response.is_success:
+                    self._absence.over(request)
                     return response
                 await response.aread()
                 raise _refusal(response)
             except (httpx.TransportError, *RETRIED) as caught:
+                now = time.monotonic()
+                if now - sent > CONNECT_S and not isinstance(caught, NEVER_THERE):
+                    pause, since = FIRST_PAUSE, now
                 error = _translated(caught, request)
                 wait = getattr(error, "retry_after", None) or pause * random.uniform(0.5, 1.5)  # noqa: S311 jitter
-                if not retry or time.monotonic() + wait >= until:
+                if not retry or now + wait >= since + patience:
                     raise error from caught
+                self._absence.goes_on(request, error)
             await asyncio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+
+class _Absence:
+    """Says in the log that a service is waited for, now and then, however many calls wait for it."""
+
+    SILENT_S: Final = 10.0
+    EVERY_S: Final = 60.0
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._told: float | None = None
+
+    def goes_on(self, request: httpx.Request, error: Exception) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        if now - self._since >= self.SILENT_S and (self._told is None or now - self._told >= self.EVERY_S):
+            self._told = now
+            log.warning("%s is waited for, %.0f s up to now: %s", _place(request), now - self._since, error)
+
+    def over(self, request: httpx.Request) -> None:
+        if self._since is not None and self._told is not None:
+            log.warning("%s answers again, after %.0f s", _place(request), time.monotonic() - self._since)
+        self._since = self._told = None
+
+
+def _place(request: httpx.Request) -> str:
+    return str(request.url.copy_with(path="/", query=None)).rstrip("/")
 
 
 def _lanes(connections: int) -> dict[str, httpx.AsyncBaseTransport] | None:

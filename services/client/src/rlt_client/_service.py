@@ -20,7 +20,8 @@ class ServiceClient:
         base_url: where the service is, for example `http://127.0.0.1:8002`.
         key: sent as a bearer token; a function is called for each request, and again after a 401.
         deadline: seconds for one call, with its retries of broken connections and of 429, 502, 503 and 504.
-        patience: seconds of it during which those are retried, for callers that would rather know; all if left out.
+        patience: seconds of it for which a service that fails so is asked again, for callers that would rather know;
+            all if left out. They begin anew where a service is lost that had been at work on the call.
         max_connections: open connections at most.
         transport: replaces the network, for tests (`rlt_client.testing`).
     """

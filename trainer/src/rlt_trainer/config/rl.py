@@ -48,7 +48,8 @@ class Rollout(Section):
         description="of a teacher server: completions asked for in one request. More makes fewer requests, which small "
         "models feel, but none of them is scored before the last of them has ended",
     )
-    patience_s: float = Field(1800, gt=0, description="how long an engine that does not answer is waited for")
+    patience_s: float = Field(1800, gt=0, description="how long an engine that is away, or refuses, is waited for")
+    deadline_s: float = Field(7200, gt=0, description="how long one request may take in all, with engines started anew")
 
 
 class RewardSource(StrEnum):
@@ -74,7 +75,8 @@ class Reward(Section):
     )
     match: Match = Field(Match.exact, description="of source `answer`: 0 or 1, or the share of parts that are right")
     overlap: bool = Field(True, description="send each completion as it ends, while others still generate")
-    patience_s: float = Field(1800, gt=0, description="how long a server that does not answer is waited for")
+    patience_s: float = Field(1800, gt=0, description="how long a server that is away, or refuses, is waited for")
+    deadline_s: float = Field(7200, gt=0, description="how long one request may take in all, with servers started anew")
     max_failed: float = Field(
         0.02, ge=0, le=1, description="share of completions without a reward, over `window` steps, that ends the run"
     )

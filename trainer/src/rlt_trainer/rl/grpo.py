@@ -111,5 +111,5 @@ def _own(config: RLConfig, accumulation: int) -> dict[str, Any]:
         "remove_unused_columns": False,
         "log_completions": False,
         # one process may wait so long for a server, and the others for it
-        "ddp_timeout": BARRIER_S + math.ceil(config.rollout.patience_s + config.reward.patience_s),
+        "ddp_timeout": BARRIER_S + math.ceil(config.rollout.deadline_s + config.reward.deadline_s),
     }

@@ -155,7 +155,9 @@ class Turns:
             return
         reward = self._reward
         assert reward.student is not None
-        async with AsyncRewardClient(reward.url, key=key_of(reward.key_env), deadline=reward.patience_s) as client:
+        async with AsyncRewardClient(
+            reward.url, key=key_of(reward.key_env), deadline=reward.deadline_s, patience=reward.patience_s
+        ) as client:
             student = await publish(client, reward.student, folder)
         self._record(over, Outcome(**json.loads((file.parent / EXPLAINED).read_text(encoding="utf-8"))), student)
 

@@ -21,6 +21,7 @@ from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
 __all__ = ["TeacherEngine"]
 
 FORGOTTEN: Final = "policy_not_found"
+RESTARTS: Final = 5  # of the server while one request is answered
 PASSING: Final = frozenset({429, 502, 503, 504})  # what is wrong with the server, not with the item
 
 
@@ -37,7 +38,7 @@ class TeacherEngine:
         self._client = AsyncTeacherClient(
             config.url,
             key=key,
-            deadline=config.patience_s,
+            deadline=config.deadline_s,
             patience=config.patience_s,
             max_connections=at_once + 1,  # one to publish
         )
@@ -62,13 +63,14 @@ class TeacherEngine:
             stop=self._stop,
             policy=self._config.policy,
         )
-        try:
-            return (await self._client.generate(request)).items
-        except NotFound as error:
-            if error.type != FORGOTTEN:
-                raise
-            await self._publish_again(weights)
-            return (await self._client.generate(request)).items
+        for _ in range(RESTARTS):
+            try:
+                return (await self._client.generate(request)).items
+            except NotFound as error:
+                if error.type != FORGOTTEN:
+                    raise
+                await self._publish_again(weights)
+        return (await self._client.generate(request)).items
 
     async def publish(self, folder: Path, *, lora: bool) -> Published:
         """As `Engine.publish`. An adapter's revision is that of its base and its own: both must stay.

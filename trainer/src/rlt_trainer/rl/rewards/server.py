@@ -24,6 +24,7 @@ __all__ = ["ServerRewards"]
 
 UNKNOWN: Final = "unknown_student"
 UNREADABLE: Final = "teacher_logprobs_unusable"
+TRIES: Final = 5  # for one item: a server may be started anew more than once
 PROBE: Final = "probe"  # the revision of what nobody sampled
 
 
@@ -41,7 +42,7 @@ class ServerRewards:
         self._writer = writer
         self._temperature = temperature
         self._spec = _spec(config.spec, temperature)
-        self._client = AsyncRewardClient(config.url, key=key, deadline=config.patience_s, patience=config.patience_s)
+        self._client = AsyncRewardClient(config.url, key=key, deadline=config.deadline_s, patience=config.patience_s)
         self._student: Student | None = None
         self._settled = 0
         self._mending = asyncio.Lock()
@@ -80,16 +81,19 @@ class ServerRewards:
         Raises:
             StaleStudent: another student rewards.
         """
-        item, settled = self._item(problem, completion), self._settled
-        scored = await self._scored(item)
-        if scored is None:
+        item = self._item(problem, completion)
+        for _ in range(TRIES):
+            settled = self._settled
+            scored = await self._scored(item)
+            if scored is not None:
+                return _rewarded(scored)
             async with self._mending:
                 if self._settled == settled:  # nobody else has, since this item was sent
                     await self.hold(self._student)
-            scored = await self._scored(item)
-        if scored is None:
-            raise StaleStudent(f"the reward server's student is not {self._student}: somebody else exchanges it")
-        return _rewarded(scored)
+        raise StaleStudent(
+            f"the reward server's student is not {self._student}, though it was given that {TRIES} times: "
+            "somebody else exchanges it"
+        )
 
     async def _scored(self, item: RewardItem) -> ScoredItem | None:
         """None where another student than the one held to scored it, or there is none."""
