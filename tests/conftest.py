@@ -12,6 +12,7 @@ pytest_plugins = [
     "plugins.certificates",
     "plugins.engine",
     "plugins.examples",
+    "plugins.hub",
     "plugins.policies",
     "plugins.heap",
     "plugins.hostile",

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from rlt_client.prompts import TextCodec
 from rlt_trainer.config.sections import LoRA, Model
 from rlt_trainer.errors import BadConfig
 
 __all__ = ["load_codec", "load_model", "lora_config", "without_dropout"]
+
+TOKENIZER_FILES: Final = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+"""What `TextCodec.of_folder` reads, as far as a repository has it: older ones keep special tokens apart, newer ones
+the chat template."""
 
 
 def load_model(model: Model) -> PreTrainedModel:
@@ -40,15 +44,18 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_codec(model: Model) -> TextCodec:
-    """The model's tokenizer, as its `tokenizer.json` says. Raises `UnusableTokenizer`."""
+    """The model's tokenizer, as its `tokenizer.json` says. Raises `BadConfig`, `UnusableTokenizer`."""
     folder = Path(model.name)
-    if not folder.is_dir():
-        try:
-            folder = Path(str(cached_file(model.name, "tokenizer.json", revision=model.revision))).parent
-            cached_file(model.name, "tokenizer_config.json", revision=model.revision)
-        except OSError as error:
-            raise BadConfig(f"the tokenizer of {model.name} cannot be loaded: {error}") from error
-    return TextCodec.of_folder(folder)
+    return TextCodec.of_folder(folder if folder.is_dir() else _from_hub(model))
+
+
+def _from_hub(model: Model) -> Path:
+    """The tokenizer's files alone, or those of the cache where there is no network."""
+    try:
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(TOKENIZER_FILES)))
+    except Exception as error:  # the hub's errors share no base; each means that there is no tokenizer
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise BadConfig(f"the tokenizer of {model.name} cannot be loaded: {reason}") from error
 
 
 def lora_config(lora: LoRA | None) -> LoraConfig | None:
