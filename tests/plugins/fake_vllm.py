@@ -135,13 +135,16 @@ class FakeVLLM:
         return httpx.Response(200, json={"success": success})
 
     def _load(self, body):
+        if body["lora_name"] in self.adapters:
+            return _refused(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
         self.adapters[body["lora_name"]] = number = max(self.in_memory, default=0) + 1
         self.in_memory.append(number)
         return httpx.Response(200, text="Success")
 
     def _unload(self, body):
-        found = self.adapters.pop(body["lora_name"], None)
-        return httpx.Response(200 if found else 404, text="Success")
+        if self.adapters.pop(body["lora_name"], None) is None:
+            return _refused(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
+        return httpx.Response(200, text="Success")
 
     def _completion(self, body):
         probing = body["logprobs"] > 0
@@ -184,6 +187,10 @@ def events(*pieces: bytes) -> httpx.Response:
 
 def event(choice: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps({"id": "cmpl-1", "choices": [choice]}).encode() + b"\n\n"
+
+
+def _refused(status: int, message: str) -> httpx.Response:
+    return httpx.Response(status, json={"error": {"message": message, "code": status}})
 
 
 async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:

@@ -114,10 +114,15 @@ async def test_samples_with_the_adapter_it_was_given(
     assert len(await completions(engine, asks, weights)) == ASKED  # it was loaded again
 
 
-async def test_what_it_cannot_take(engine: VLLMEngine, asks: list[Ask], tiny_model: Path) -> None:
+async def test_what_it_cannot_take(
+    engine: VLLMEngine, asks: list[Ask], tiny_model: Path, tiny_adapter: Callable[..., Path]
+) -> None:
     weights = await engine.publish(tiny_model, lora=False)
     [made] = await engine.generate([Ask([1] * 300, 0)], weights)  # the context has 256
     assert isinstance(made, Failed)
     assert made.type == "engine_refused"
     with pytest.raises(InvalidRequest):
         await engine.publish(tiny_model, lora=True)  # full weights are no adapter
+    with pytest.raises(InvalidRequest, match=r"LoRA rank 16 is greater than max_lora_rank 8.*--max-lora-rank"):
+        await engine.publish(tiny_adapter(5, rank=16), lora=True)
+    await completions(engine, asks, weights)

@@ -17,7 +17,7 @@ from rlt_trainer.config.rl import Rollout, RolloutEngine
 from rlt_trainer.rl.engines import Ask, Completion, Published, VLLMEngine, vllm
 
 AWAY = 3
-"""Calls that nobody answers before it is back."""
+"""Calls that nobody answers before it is back; and those that a dead engine answers before it is gone."""
 ASKS = [Ask([1, 2], seed) for seed in range(6)]
 REPLACING = [
     ("/weight_info", 1),
@@ -30,29 +30,58 @@ REPLACING = [
     ("/update_weight_version", 2),
 ]
 """The calls that put full weights in place."""
+EXCHANGING = [("/v1/models", 1), ("/v1/load_lora_adapter", 1), ("/v1/unload_lora_adapter", 1)]
+"""The calls that put an adapter in the place of another."""
+LOADING = [(False, "/collective_rpc"), (True, "/v1/load_lora_adapter")]
+"""Whether it is an adapter, and the call that vLLM answers with 500 where it cannot take the weights."""
+OLD = "policy-of-the-step-before"
+DEAD = {"error": {"message": "EngineCore encountered an issue.", "code": 500}}
 TEMPERATURE = 0.7
 
 
 class Mortal(FakeVLLM):
-    """Dies of the `count`-th call of a path, once, before or after its answer is out."""
+    """Dies of the `count`-th call of a path, once, before or after its answer is out; or only loses that answer."""
 
-    path, count, answers, away, deaths = "", 0, False, 0, 0
+    path, count, answers, survives, away, deaths = "", 0, False, False, 0, 0
+    ends, ending = "", 0
 
     def dies(self, path: str, count: int = 1, *, answers: bool = False) -> None:
         self.path, self.count, self.answers = path, count, answers
+
+    def loses_the_reply(self, path: str, count: int = 1) -> None:
+        self.path, self.count, self.survives = path, count, True
+
+    def ends_at(self, path: str) -> None:
+        """Its engine is dead from the next call of that path on, and it says so for some calls before it is gone."""
+        self.ends = path
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         if self.away:
             self.away -= 1
             raise httpx.ConnectError("connection refused")
+        if request.url.path == self.ends:
+            self.ends, self.ending = "", AWAY
+        if self.ending:
+            return self._ending(request.url.path)
         reply = await super().handle(request)
         self.count -= request.url.path == self.path
         if self.path and not self.count:
-            self.restart()
-            self.path, self.away, self.deaths = "", AWAY, self.deaths + 1
+            self.path = ""
+            if not self.survives:
+                self._start_again()
             if not self.answers:
                 raise httpx.RemoteProtocolError("the connection broke off")
         return reply
+
+    def _start_again(self) -> None:
+        self.restart()
+        self.away, self.deaths = AWAY, self.deaths + 1
+
+    def _ending(self, path: str) -> httpx.Response:
+        self.ending -= 1
+        if not self.ending:
+            self._start_again()
+        return httpx.Response(503) if path == "/health" else httpx.Response(500, json=DEAD)
 
     def _completion(self, body: Any) -> httpx.Response:
         if body["model"] not in {"tiny", *self.adapters}:
@@ -125,6 +154,80 @@ async def test_an_adapter_is_published_again(answers: bool, engine: VLLMEngine, 
     await sampled(engine, weights)
     assert server.deaths == 1
     assert {body["model"] for body in server.asked} == set(server.adapters)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(("path", "count"), EXCHANGING)
+async def test_an_adapter_takes_the_place_of_another_whichever_call_it_dies_of(
+    path: str, count: int, answers: bool, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    server.adapters[OLD] = 1
+    server.dies(path, count, answers=answers)
+    weights = await engine.publish(folder, lora=True)
+    await sampled(engine, weights)
+    assert server.deaths == 1
+    assert {body["model"] for body in server.asked} == set(server.adapters) == {engine._adapter(weights)}
+
+
+@pytest.mark.parametrize(("path", "count"), EXCHANGING)
+async def test_an_adapter_takes_the_place_of_another_although_a_reply_is_lost(
+    path: str, count: int, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    server.adapters[OLD] = 1
+    server.loses_the_reply(path, count)
+    weights = await engine.publish(folder, lora=True)
+    assert len(server.told(path)) > count
+    assert set(server.adapters) == {engine._adapter(weights)}
+    assert server.told("/v1/load_lora_adapter")[-1]["lora_path"] == str(folder)
+    await sampled(engine, weights)
+    assert server.deaths == 0
+
+
+async def test_a_model_whose_name_begins_like_an_adapters_is_left_alone(
+    engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    server.models = [{"id": "policy-7b", "max_model_len": 256}]
+    await engine.publish(folder, lora=True)
+    assert server.told("/v1/unload_lora_adapter") == []
+
+
+@pytest.mark.parametrize(("lora", "path"), LOADING)
+async def test_weights_that_it_cannot_take_are_not_offered_again(
+    lora: bool, path: str, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    server.refuses[path] = httpx.Response(500, json={"error": {"message": "Call failed: shapes", "code": 500}})
+    with pytest.raises(InvalidRequest, match=r"500: Call failed: shapes$") as caught:
+        await engine.publish(folder, lora=lora)
+    assert caught.value.type == "unusable_policy"
+    assert len(server.told(path)) == 1
+
+
+async def test_the_flag_that_an_adapter_of_a_high_rank_needs(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+    said = "Call to add_lora method failed: LoRA rank 32 is greater than max_lora_rank 16."
+    server.refuses["/v1/load_lora_adapter"] = httpx.Response(500, json={"error": {"message": said, "code": 500}})
+    with pytest.raises(InvalidRequest, match=r"max_lora_rank 16\.; start vLLM with a --max-lora-rank of"):
+        await engine.publish(folder, lora=True)
+
+
+@pytest.mark.parametrize("name", ["with --enable-lora", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"])
+async def test_the_flags_that_adapters_need(name: str, tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        await engine_of(Mortal(lora=False), tmp_path, patience_s=20).publish(folder, lora=True)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(("lora", "path"), LOADING)
+async def test_a_dead_engine_refuses_nothing(
+    lora: bool, path: str, gone: bool, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    """Its answer to a load is 500 too."""
+    if gone:
+        server.refuses[path] = httpx.Response(500, json=DEAD)
+        server.dies(path, answers=True)
+    else:
+        server.ends_at(path)
+    await sampled(engine, await engine.publish(folder, lora=lora))
+    assert server.deaths == 1
 
 
 @pytest.mark.parametrize("answers", [False, True])

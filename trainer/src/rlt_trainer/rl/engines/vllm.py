@@ -52,13 +52,20 @@ CONNECT_S: Final = 10.0  # an engine on the same network accepts at once or not 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0  # an engine that was started anew is found again within this time
 PASSING: Final = frozenset({429, 500, 502, 503, 504})  # 500: it dies, and somebody starts it anew
+LOADING: Final = frozenset({"/v1/load_lora_adapter", "/collective_rpc"})
+"""Where 500 is a refusal too: a vLLM that goes on has no other status for weights that it cannot take."""
 UNFINISHED: Final = "unfinished"  # the engine's name for weights that are being replaced
 MARK: Final = "#"  # between a hash and what tells one time that it was put in place from another
 RESETS: Final = 50  # of its cache: one is refused as long as a request that was broken off holds blocks
 RESET_PAUSE_S: Final = 0.1
 PROBE_TOKENS: Final = 600  # more than two blocks of its cache, whose blocks have 16 tokens on a GPU and 128 on a CPU
 SAME_NATS: Final = 0.05  # between log-probs of the same weights in bfloat16, at most
-FLAGS: Final = "start vLLM with VLLM_SERVER_DEV_MODE=1 for full weights, with --enable-lora for adapters"
+FLAGS: Final = (
+    "start vLLM with VLLM_SERVER_DEV_MODE=1 for full weights, "
+    "with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters"
+)
+RANK: Final = "max_lora_rank"  # vLLM names it where an adapter's rank is above it
+RANK_FLAG: Final = "start vLLM with a --max-lora-rank of at least the adapter's rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +147,12 @@ class VLLMEngine:
 
     async def _base(self) -> _Model:
         if self._model is None:
-            served = _body(await self._call("GET", "/v1/models"))["data"]
-            found = next(model for model in served if model.get("parent") is None)
+            found = next(model for model in await self._served() if model.get("parent") is None)
             self._model = _Model(str(found["id"]), int(found["max_model_len"]))
         return self._model
+
+    async def _served(self) -> list[dict[str, Any]]:
+        return list(_body(await self._call("GET", "/v1/models"))["data"])
 
     # Weights
 
@@ -155,14 +164,24 @@ class VLLMEngine:
         return f"{self._config.policy}-{weights.revision.removeprefix('sha256:')}"
 
     async def _load_adapter(self, weights: Published) -> None:
+        """A reply may be lost, and a server started anew: a call that was made twice, or to another server, is refused
+        although all is well. What it has loaded tells that; a name that holds the hash has no other content.
+        """
         wanted = self._adapter(weights)
-        loaded = {str(model["id"]) for model in _body(await self._call("GET", "/v1/models"))["data"]}
+        loaded = await self._adapters()
         if wanted not in loaded:
             body = {"lora_name": wanted, "lora_path": str(weights.folder)}
-            _must(await self._call("POST", "/v1/load_lora_adapter", body))
-        for old in sorted(loaded):
-            if old.startswith(f"{self._config.policy}-") and old != wanted:
-                _must(await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": old}))
+            reply = await self._call("POST", "/v1/load_lora_adapter", body)
+            if not reply.is_success and wanted not in await self._adapters():
+                raise _refusal(reply)
+        for old in sorted(loaded - {wanted}):
+            if old.startswith(f"{self._config.policy}-"):
+                reply = await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": old})
+                if not reply.is_success and old in await self._adapters():
+                    raise _refusal(reply)
+
+    async def _adapters(self) -> set[str]:
+        return {str(model["id"]) for model in await self._served() if model.get("parent") is not None}
 
     async def _replace(self, weights: Published) -> None:
         """From the beginning where it is started anew meanwhile: it then has its first weights."""
@@ -223,7 +242,7 @@ class VLLMEngine:
         while True:
             try:
                 reply = await self._http.request(method, path, json=body)
-                if reply.status_code not in PASSING:
+                if reply.status_code not in PASSING or await self._refuses(path, reply):
                     return reply
                 reason = f"{reply.status_code} {_message(reply)}"
             except httpx.TransportError as error:
@@ -232,6 +251,14 @@ class VLLMEngine:
                 raise Unavailable(f"{method} {self._config.url}{path}: {reason}", type="engine_down")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _refuses(self, path: str, reply: httpx.Response) -> bool:
+        """Asked once and at once: a server that died is not back yet."""
+        if path not in LOADING or reply.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+            return False
+        with suppress(Unavailable):
+            return (await self._call("GET", "/health", patience_s=0)).is_success
+        return False
 
 
 def _mark() -> str:
@@ -271,8 +298,9 @@ def _must(reply: httpx.Response) -> None:
 
 
 def _refusal(reply: httpx.Response) -> APIError:
-    hint = f"; {FLAGS}" if reply.status_code == 404 else ""
-    return InvalidRequest(f"the engine answered {reply.status_code}: {_message(reply)}{hint}", type="unusable_policy")
+    message = _message(reply)
+    hint = f"; {FLAGS}" if reply.status_code == 404 else f"; {RANK_FLAG}" if RANK in message else ""
+    return InvalidRequest(f"the engine answered {reply.status_code}: {message}{hint}", type="unusable_policy")
 
 
 def _message(reply: httpx.Response) -> str:
