@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from rlt_client import _http
+from rlt_client import _http, _waiting
 from rlt_client.errors import TransportError
 from rlt_client.schemas.common import Reply
 
@@ -42,7 +42,7 @@ class Service:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(_http, "time", clock)
+    monkeypatch.setattr(_waiting, "time", clock)
     monkeypatch.setattr(_http, "FIRST_PAUSE", 0.0)
     return clock
 

@@ -6,12 +6,14 @@ The stand-in keeps what such an engine forgets: its adapters, its name for the w
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from plugins.fake_vllm import NOT_FOUND, FakeVLLM
 
+from rlt_client import _waiting
 from rlt_client.errors import InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout, RolloutEngine
 from rlt_trainer.rl.engines import Ask, Completion, Published, VLLMEngine, vllm
@@ -263,3 +265,26 @@ async def test_one_that_never_keeps_weights(server: Mortal, folder: Path) -> Non
     server.refuses["/update_weight_version"] = httpx.Response(200, json={"success": True})
     with pytest.raises(Unavailable, match="loses its weights again and again"):
         await engine_of(server, folder, patience_s=0.05).publish(folder, lora=False)
+
+
+async def test_an_engine_that_was_lost_at_work_is_waited_for_as_long_as_any(
+    server: Mortal, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The roll-out takes longer than patience lasts, and its reply is lost with the engine."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(_waiting, "time", clock)
+    monkeypatch.setattr(vllm, "FIRST_PAUSE_S", 0.001)
+    engine = engine_of(server, folder, patience_s=20)
+    weights = await engine.publish(folder, lora=False)
+
+    class Slow(httpx.MockTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            clock.now += 5 if server.away else 100 if request.url.path == "/v1/completions" else 0
+            return await super().handle_async_request(request)
+
+    engine._http = httpx.AsyncClient(base_url="http://vllm", transport=Slow(server.handle))
+    server.dies("/v1/completions", 1, answers=False)
+    [made] = await engine.generate(ASKS[:1], weights)
+    assert isinstance(made, Completion)
+    assert server.deaths == 1
+    assert any("http://vllm is waited for" in record.getMessage() for record in caplog.records)

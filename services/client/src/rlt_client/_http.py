@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
@@ -15,6 +13,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from rlt_client._lanes import Lanes
+from rlt_client._waiting import CONNECT_S, Absence, Patience
 from rlt_client.bearer import Bearer, Key
 from rlt_client.errors import (
     APIError,
@@ -30,14 +29,9 @@ from rlt_client.schemas.common import Problem
 
 M = TypeVar("M", bound=BaseModel)
 
-CONNECT_S: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0  # a restarted server is found again within this time
 RETRIED: Final = (Overloaded, Unavailable, Timeout)
-NEVER_THERE: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, Timeout)
-"""Failures that may take long though nobody was at work: of connecting, and a proxy's 504."""
-
-log = logging.getLogger("rlt_client")
 
 
 class HTTP:
@@ -62,7 +56,7 @@ class HTTP:
         self.base_url = base_url
         self.deadline = deadline
         self.patience = patience
-        self._absence = _Absence()
+        self._absence = Absence(base_url)
         self._client = httpx.AsyncClient(
             base_url=base_url,
             auth=Bearer(key) if key else None,
@@ -159,60 +153,31 @@ class HTTP:
         try:
             async with asyncio.timeout(seconds):
                 patience = seconds if self.patience is None else min(self.patience, seconds)
-                return await self._persist(request, patience, retry, stream)
+                return await self._persist(request, Patience(patience), retry, stream)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{request.method} {request.url}: no answer within {seconds:g} s") from error
 
-    async def _persist(self, request: httpx.Request, patience: float, retry: bool, stream: bool) -> httpx.Response:
-        pause, since = FIRST_PAUSE, time.monotonic()
+    async def _persist(self, request: httpx.Request, patience: Patience, retry: bool, stream: bool) -> httpx.Response:
+        pause = FIRST_PAUSE
         while True:
-            sent = time.monotonic()
+            patience.asks()
             try:
                 response = await self._client.send(request, stream=stream)
                 if response.is_success:
-                    self._absence.over(request)
+                    self._absence.over()
                     return response
                 await response.aread()
                 raise _refusal(response)
             except (httpx.TransportError, *RETRIED) as caught:
-                now = time.monotonic()
-                if now - sent > CONNECT_S and not isinstance(caught, NEVER_THERE):
-                    pause, since = FIRST_PAUSE, now
+                if patience.begins_anew(caught):
+                    pause = FIRST_PAUSE
                 error = _translated(caught, request)
                 wait = getattr(error, "retry_after", None) or pause * random.uniform(0.5, 1.5)  # noqa: S311 jitter
-                if not retry or now + wait >= since + patience:
+                if not retry or not patience.lasts(wait):
                     raise error from caught
-                self._absence.goes_on(request, error)
+                self._absence.goes_on(error)
             await asyncio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
-
-
-class _Absence:
-    """Says in the log that a service is waited for, now and then, however many calls wait for it."""
-
-    SILENT_S: Final = 10.0
-    EVERY_S: Final = 60.0
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._told: float | None = None
-
-    def goes_on(self, request: httpx.Request, error: Exception) -> None:
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-        if now - self._since >= self.SILENT_S and (self._told is None or now - self._told >= self.EVERY_S):
-            self._told = now
-            log.warning("%s is waited for, %.0f s up to now: %s", _place(request), now - self._since, error)
-
-    def over(self, request: httpx.Request) -> None:
-        if self._since is not None and self._told is not None:
-            log.warning("%s answers again, after %.0f s", _place(request), time.monotonic() - self._since)
-        self._since = self._told = None
-
-
-def _place(request: httpx.Request) -> str:
-    return str(request.url.copy_with(path="/", query=None)).rstrip("/")
 
 
 def _lanes(connections: int) -> dict[str, httpx.AsyncBaseTransport] | None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import httpx
 
+from rlt_client._waiting import CONNECT_S, Absence, Patience
 from rlt_client.errors import APIError, InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout
 from rlt_trainer.revision import folder_revision
@@ -48,7 +49,6 @@ NEUTRAL: Final[dict[str, Any]] = {
 }
 """Said in every request, so that no default of the server's or the model's takes part."""
 
-CONNECT_S: Final = 10.0  # an engine on the same network accepts at once or not at all
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0  # an engine that was started anew is found again within this time
 PASSING: Final = frozenset({429, 500, 502, 503, 504})  # 500: it dies, and somebody starts it anew
@@ -93,9 +93,10 @@ class VLLMEngine:
         self._http = httpx.AsyncClient(
             base_url=config.url,
             headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(config.patience_s, connect=CONNECT_S),
+            timeout=httpx.Timeout(config.deadline_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=config.concurrency + 1),  # one to publish
         )
+        self._absence = Absence(config.url)
         self._under_way = asyncio.Semaphore(config.concurrency)
         self._mending = asyncio.Lock()
         self._model: _Model | None = None
@@ -119,7 +120,7 @@ class VLLMEngine:
 
     async def _sample(self, ask: Ask, weights: Published) -> Completion | Failed:
         async with self._under_way:
-            until = time.monotonic() + self._config.patience_s
+            until = time.monotonic() + self._config.deadline_s
             while True:
                 reply = await (self._by_adapter if weights.lora else self._by_model)(ask, weights)
                 if reply is None:
@@ -237,18 +238,23 @@ class VLLMEngine:
         Raises:
             Unavailable
         """
-        patience_s = self._config.patience_s if patience_s is None else patience_s
-        until, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
+        patience, pause = Patience(self._config.patience_s if patience_s is None else patience_s), FIRST_PAUSE_S
         while True:
+            patience.asks()
             try:
                 reply = await self._http.request(method, path, json=body)
                 if reply.status_code not in PASSING or await self._refuses(path, reply):
+                    self._absence.over()
                     return reply
+                failure: Exception = _refusal(reply)
                 reason = f"{reply.status_code} {_message(reply)}"
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
-            if time.monotonic() + pause > until:
+                failure, reason = error, str(error) or type(error).__name__
+            if patience.begins_anew(failure):
+                pause = FIRST_PAUSE_S
+            if not patience.lasts(pause):
                 raise Unavailable(f"{method} {self._config.url}{path}: {reason}", type="engine_down")
+            self._absence.goes_on(reason)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
