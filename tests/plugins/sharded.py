@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest.mock import patch
 
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -18,11 +20,18 @@ from accelerate.utils import DistributedType
 
 from rlt_trainer.__main__ import main
 
-if __name__ == "__main__":
+
+@contextmanager
+def sharding() -> Iterator[None]:
     with (
         patch.object(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU)),
         patch.object(
             torch.cuda, "is_available", lambda: "rlt_trainer.arguments" in sys._getframe(1).f_globals["__name__"]
         ),
     ):
+        yield
+
+
+if __name__ == "__main__":
+    with sharding():
         sys.exit(main(sys.argv[1:]))

@@ -99,6 +99,39 @@ def test_two_processes_that_share_the_parameters_give_the_same_and_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three starts of one or two processes that import torch
+def test_reinforcement_learning_with_shared_parameters_gives_the_same_and_goes_on(
+    settings: Settings, launch: Launch, trace_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS.parent))
+
+    def run(name: str, *by: str, **training: Any) -> str:
+        output = f"{settings()['output']}-{name}"
+        told = settings(
+            output=output,
+            model={"gradient_checkpointing": True},
+            data={"path": str(trace_file)},
+            rollout={"weights": f"{output}-weights", "max_tokens": 8},
+            grpo={"generations": 4, "reference": {"sync_every": 2}},
+            mismatch={"least_tokens": 10**9},  # the script's log-probs are nobody's
+            training={"steps": 4, **training},
+            checkpoints={"every": 3},
+        )
+        done = launch("rl", told, by=(*by, "-m", "plugins.sharded_rl"))
+        assert done.returncode == 0, done.stderr[-4000:]
+        return output
+
+    one = run("one")
+    two = run("two", *TWO, strategy="fsdp", cpu=False)
+    before, first = weights(two), load_file(Path(settings()["model"]["name"]) / "model.safetensors")
+    assert farthest(before, weights(one)) < 1e-5
+    assert farthest(before, first) > 1e-3
+    for gone in ("checkpoint-4", "model"):
+        shutil.rmtree(Path(two) / gone)
+    assert farthest(weights(run("two", *TWO, strategy="fsdp", cpu=False)), before) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["update", "writing"])
 def test_a_killed_run_goes_on_to_the_same_weights(
     point: str, alone: dict[str, Any], settings: Settings, launch: Launch
