@@ -116,6 +116,13 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         shape_of(Model(name=str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["runs/paper/teacher_sft/model", "./model", "/nowhere/model"])
+def test_a_folder_that_another_stage_makes_is_told_as_such(name: str) -> None:
+    told = f"there is no folder {name} yet: name a model of its shape, such as --model.name Qwen/Qwen2.5-7B-Instruct"
+    with pytest.raises(BadConfig, match=f"^{told}, or a folder that has its config.json$"):
+        shape_of(Model(name=name))
+
+
 def test_states_are_what_torch_keeps(tiny_base: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tiny_base)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -260,7 +267,7 @@ def test_a_plan_of_an_evaluation_has_a_cache(tiny_base: Path) -> None:
 def test_a_plan_for_a_model_that_is_not_there_still_prints_the_configuration(tmp_path: Path) -> None:
     text = plan(_rl(tmp_path / "later"))
     assert tomllib.loads(text)["model"]["name"] == str(tmp_path / "later")
-    assert "memory: not reckoned, model" in _told(text)
+    assert "memory: not reckoned, there is no folder" in _told(text)
 
 
 def test_a_plan_for_processes_that_do_not_divide_the_batch_fails(tiny_base: Path) -> None:

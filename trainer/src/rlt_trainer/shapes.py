@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -47,6 +48,9 @@ class Shape:
 
 def shape_of(model: Model) -> Shape:
     """Raises `BadConfig` for a model whose configuration cannot be read here."""
+    if _is_path(model.name) and not Path(model.name).is_dir():
+        like = "--model.name Qwen/Qwen2.5-7B-Instruct, or a folder that has its config.json"
+        raise BadConfig(f"there is no folder {model.name} yet: name a model of its shape, such as {like}")
     try:
         config = AutoConfig.from_pretrained(model.name, revision=model.revision or "main")
         with init_empty_weights():
@@ -60,6 +64,11 @@ def shape_of(model: Model) -> Shape:
     whole: nn.Module = get_peft_model(empty, lora) if lora else empty
     trained = _count(each for each in whole.parameters() if each.requires_grad)
     return _widths(config.get_text_config(), trained, _count(whole.parameters()) - trained, ends)
+
+
+def _is_path(name: str) -> bool:
+    """Of this machine, whatever the hub has: names there are OWNER/MODEL."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _count(parameters: Iterable[Any]) -> int:
