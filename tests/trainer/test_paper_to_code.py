@@ -24,7 +24,7 @@ STAGES: Final[dict[str, tuple[type[Stage], Path | None]]] = {
     "sft": (configs.SFTConfig, PAPER / "teacher_sft.toml"),
     "rl": (configs.RLConfig, PAPER / "teacher_rl.toml"),
     "distill": (configs.DistillConfig, None),
-    "evaluate": (configs.EvaluateConfig, None),
+    "evaluate": (configs.EvaluateConfig, PAPER / "evaluate.toml"),
     "student_7b": (configs.DistillConfig, PAPER / "student_7b.toml"),
     "student_32b": (configs.DistillConfig, PAPER / "student_32b.toml"),
     "student_rl": (configs.RLConfig, PAPER / "student_rl.toml"),
