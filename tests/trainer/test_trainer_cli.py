@@ -12,6 +12,7 @@ import pytest
 
 from rlt_trainer.__main__ import main
 from rlt_trainer.tiny.__main__ import main as tiny_main
+from rlt_trainer.tiny.parts import PartsMixture, parts_corpus
 
 HEAVY = "import sys; sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
 
@@ -57,10 +58,24 @@ def test_problems_with_traces_go_to_a_file(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == ""
 
 
+def test_problems_of_the_parts_task_are_of_one_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: dict[str, list[dict[str, str]]] = {}
+    for use in ("test", "training", "corpus"):
+        file = tmp_path / f"{use}.jsonl"
+        assert main(["tiny", "parts-problems", "--count", "20", "--use", use, "--out", str(file)]) == 0
+        rows[use] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert capsys.readouterr().out == ""
+    assert len({row["question"] for given in rows.values() for row in given}) == 60
+    assert {tuple(row) for row in rows["test"] + rows["training"]} == {("question", "answer")}
+    assert [row["explanation"] for row in rows["corpus"]] == [trace for _, trace in parts_corpus(20, PartsMixture())]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["problems", "--count", "-1"], "count must be between"),
+        (["parts-problems", "--count", "0"], "count must be 1 or more, not 0"),
+        (["parts-problems", "--out", "/nowhere/at/all.jsonl"], "No such file"),
         (["problems", "--out", "/nowhere/at/all.jsonl"], "No such file"),
         (["base", "--out", "{full}"], "not an empty folder"),
         (["warmup", "--out", "{full}"], "not an empty folder"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlt_trainer.tiny.parts import PartsProblem
     from rlt_trainer.tiny.task import Problem
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the sub-commands base, parts-base, warmup and problems; each sets `run`."""
+    """Give `parser` the sub-commands base, parts-base, warmup, problems and parts-problems; each sets
+    `run`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     base = _command(commands, "base", "pre-train a base from scratch (about a minute on one core)")
     base.add_argument("--out", type=Path, required=True, help="folder to make; absent or empty, or see --replace")
@@ -43,6 +46,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     traces = "add to each a hand-written good trace (`good`) and one that leaks the answer (`leak`)"
     problems.add_argument("--traces", action="store_true", help=traces)
     problems.set_defaults(run=run_problems)
+
+    parts_problems = _command(commands, "parts-problems", "write different problems of the parts task as JSON lines")
+    parts_problems.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    parts_problems.add_argument("--count", type=int, default=200, help="how many (default: 200)")
+    use = "which of three parts that share no question; those of the corpus have an explanation each (default: test)"
+    parts_problems.add_argument("--use", choices=("test", "training", "corpus"), default="test", help=use)
+    parts_problems.set_defaults(run=run_parts_problems)
 
 
 def run_base(arguments: argparse.Namespace) -> int:
@@ -94,14 +104,40 @@ def run_problems(arguments: argparse.Namespace) -> int:
 
     try:
         drawn = problems(arguments.count, arguments.seed, held_out=not arguments.training)
-        lines = "".join(f"{json.dumps(_row(problem, traces=arguments.traces))}\n" for problem in drawn)
-        if arguments.out is None:
-            sys.stdout.write(lines)
-        else:
-            arguments.out.write_text(lines, encoding="utf-8")
+        _write([_row(problem, traces=arguments.traces) for problem in drawn], arguments.out)
     except (OSError, ValueError) as error:
         return _refuse(error)
     return 0
+
+
+def run_parts_problems(arguments: argparse.Namespace) -> int:
+    from rlt_trainer.tiny.parts import PartsMixture, Use, parts_corpus, parts_problems
+
+    count, use, seed = arguments.count, Use[arguments.use], arguments.seed
+    if count < 1:
+        return _refuse(ValueError(f"count must be 1 or more, not {count}"))
+    try:
+        if use is Use.corpus:
+            drawn = parts_corpus(count, PartsMixture(), seed)
+            rows = [{**_parts_row(problem), "explanation": trace} for problem, trace in drawn]
+        else:
+            rows = [_parts_row(problem) for problem in parts_problems(count, use, seed)]
+        _write(rows, arguments.out)
+    except OSError as error:
+        return _refuse(error)
+    return 0
+
+
+def _write(rows: Sequence[dict[str, str]], out: Path | None) -> None:
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    if out is None:
+        sys.stdout.write(lines)
+    else:
+        out.write_text(lines, encoding="utf-8")
+
+
+def _parts_row(problem: PartsProblem) -> dict[str, str]:
+    return {"question": problem.question, "answer": problem.answer}
 
 
 def _row(problem: Problem, *, traces: bool) -> dict[str, str]:
