@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the sub-commands base, parts-base, warmup, problems and parts-problems; each sets
-    `run`."""
+    """Give `parser` the sub-commands; each sets `run`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     base = _command(commands, "base", "pre-train a base from scratch (about a minute on one core)")
     base.add_argument("--out", type=Path, required=True, help="folder to make; absent or empty, or see --replace")
