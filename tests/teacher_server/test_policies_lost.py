@@ -79,7 +79,7 @@ async def test_a_version_that_is_published_again_from_elsewhere_outlives_its_fir
             shutil.rmtree(first)
         for engine in engines:
             engine.restart()
-            await eventually(lambda: sum(info.up for info in served.engines.figures()) == 1)
+            await eventually(lambda: all(each.full != each.base and each.loaded for each in engines))
             await eventually(lambda: all(info.up for info in served.engines.figures()))
         assert await held_by(served, "lora") == revision
 
