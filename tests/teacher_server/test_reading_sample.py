@@ -11,9 +11,9 @@ from rlt_client.prompts import TextCodec, content, literal, read_completion
 from rlt_client.schemas.common import GenStatus
 from rlt_client.schemas.explain import ExplanationFlag
 from rlt_client.schemas.reward import RewardItem, TeacherTokens
+from rlt_client.tags import breaking_tags
 from rlt_reward_server.reading import flags, read_item
 from rlt_teacher_server.reading import Reading, read_sample
-from rlt_teacher_server.reading.tags import breaking_tags
 from rlt_trainer.tiny import good_trace, leaking_trace, make_tokenizer, problems
 
 FORMATS = shipped_formats()

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -168,24 +167,6 @@ def test_two_pieces_that_want_the_same_model_train_it_once(tmp_path: Path, monke
         found = list(pool.map(lambda _: one.policy(arm, stack, one.log(stack)), range(2)))
     assert found == [one.folder / "rlt-2.5" / "rl" / "model"] * 2
     assert started == [one.folder / "rlt-2.5" / "rl" / "weights"]
-
-
-def test_traces_without_a_thought_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, servers = paper("study"), paper("servers")
-    one = study.Study("parts", "a", 1, tmp_path, paper("records").Records(tmp_path), study.Sizes(questions=3, traces=3))
-    examples = one.examples()
-    thoughts = ["B 1 ", " ", "D 2 "]
-
-    def explain(self: Any, policy: Path, problems: Any, seed: int, max_tokens: int, to: Path) -> Any:
-        rows = [{"question": e.question, "answer": e.answer} for e in examples]
-        study.write_rows(to, [{**row, "explanation": thought} for row, thought in zip(rows, thoughts, strict=True)])
-        return SimpleNamespace(request={})
-
-    monkeypatch.setattr(servers.Stack, "explain", explain)
-    stack, arm, to = servers.Stack({}, "key"), paper("arms").ARMS["warm"], tmp_path / "warm" / "traces.jsonl"
-    traces = one.traces(arm, tmp_path / "model", stack, one.log(stack), examples, to)
-    assert traces.texts == ["B 1 ", "D 2 "]
-    assert [json.loads(line)["explanation"] for line in to.read_text().splitlines()] == ["B 1 ", "D 2 "]
 
 
 def test_a_command_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rlt_client.prompts import TextCodec, content, literal
 from rlt_trainer.config.sections import Model, TextRole
 from rlt_trainer.errors import Interrupted, StalePolicy, TrainingError
 from rlt_trainer.models import load_codec
@@ -20,7 +21,7 @@ from rlt_trainer.rl.rollout import sample_seed
 from rlt_trainer.rl.traces import Explainer, Outcome
 from rlt_trainer.stopping import Stop
 from rlt_trainer.texts import Writer, named_format
-from rlt_trainer.tiny import good_trace, problems
+from rlt_trainer.tiny import good_trace, make_tokenizer, problems
 
 WEIGHTS = Published(Path("step-000002"), lora=False, revision="mine")
 
@@ -35,6 +36,7 @@ class ScriptedEngine:
         self.asked: list[int] = []
         self.cut_off, self.refused = 1, 3
         self.silent_from = len(explained)
+        self.completions: dict[int, list[int]] = {}
 
     async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
         assert weights == WEIGHTS
@@ -49,7 +51,7 @@ class ScriptedEngine:
         self.asked.append(place)
         if place == self.refused:
             return Failed("too_long", "no room")
-        tokens = self._writer.text(TextRole.teacher, *texts(place)).completion_ids
+        tokens = self.completions.get(place, self._writer.text(TextRole.teacher, *texts(place)).completion_ids)
         tokens = tokens[:-2] if place == self.cut_off else tokens  # the closing tag, and the end
         return Completion(tokens, [0.0] * len(tokens), "stop", self._revision)
 
@@ -69,12 +71,16 @@ def writer(tiny_base: Path) -> Writer:
     return Writer(load_codec(Model(name=str(tiny_base))), named_format("mini", None))
 
 
-@pytest.fixture
-def explained(writer: Writer) -> list[Problem]:
+def asked(writer: Writer) -> list[Problem]:
     return [
         Problem(each.question, each.answer, None, writer.prompt(TextRole.teacher, each.question, each.answer))
         for each in problems(6)
     ]
+
+
+@pytest.fixture
+def explained(writer: Writer) -> list[Problem]:
+    return asked(writer)
 
 
 @pytest.fixture
@@ -97,6 +103,21 @@ async def test_complete_ones_in_order(
     expected = [texts(place) for place in range(6) if place not in (engine.cut_off, engine.refused)]
     assert [(row["question"], row["answer"], row["explanation"]) for row in rows] == expected
     assert not file.with_suffix(".part.jsonl").exists()
+
+
+async def test_what_no_student_can_be_distilled_on_is_left_out(tmp_path: Path) -> None:
+    """`distill` refuses rows without an explanation, and a tag inside one would end the student's thoughts."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<cut>"]})
+    codec = TextCodec(tokenizer)
+    writer = Writer(codec, named_format("mini", None))
+    explained = asked(writer)
+    engine = ScriptedEngine(writer, explained)
+    for place, inside in {0: [content(" ")], 2: [content("A 1 "), literal("<cut>"), content("B 2 ")]}.items():
+        engine.completions[place] = codec.encode([*inside, literal(writer.format.teacher.close)]).ids
+    explainer = Explainer(engine, writer, weights=WEIGHTS, seed=0, step=2)
+    outcome = await explainer.write(explained, tmp_path / "traces.jsonl", Stop())
+    assert outcome == Outcome(2, {"empty": 1, "incomplete": 1, "malformed": 1, "too_long": 1})
 
 
 async def test_what_was_explained_before_is_kept(
@@ -137,5 +158,5 @@ async def test_none_complete(
     engine: ScriptedEngine, explainer: Explainer, explained: list[Problem], tmp_path: Path
 ) -> None:
     engine.cut_off, engine.refused = 0, 1
-    with pytest.raises(TrainingError, match=r"none of 2 explanations is complete: \{'incomplete': 1, 'too_long': 1\}"):
+    with pytest.raises(TrainingError, match=r"on none of 2 explanations: \{'incomplete': 1, 'too_long': 1\}"):
         await explainer.write(explained[:2], tmp_path / "traces.jsonl", Stop())

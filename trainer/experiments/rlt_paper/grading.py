@@ -17,11 +17,7 @@ from rlt_paper.tasks import Example, Task
 if TYPE_CHECKING:
     from rlt_paper.servers import Stack
 
-__all__ = ["Traces", "averages", "graded", "read_rows", "scored"]
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+__all__ = ["Traces", "averages", "graded", "scored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class Traces:
     def of_rows(cls, examples: Sequence[Example], path: Path) -> Traces:
         """Those of a file of rows; examples that have none in it are left out."""
         by_question = {each.question: each for each in examples}
-        rows = read_rows(path)
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return cls(
             [by_question[row["question"]] for row in rows],
             [row["explanation"] for row in rows],

@@ -17,7 +17,17 @@ from rlt_bench.programs import started
 from rlt_client.aio import AsyncRewardClient, AsyncTeacherClient
 from rlt_client.errors import RLTError
 from rlt_client.jobs import AsyncJobsClient
-from rlt_client.schemas.builds import Build, BuildProblem, BuildRequest, BuildState, ExportFormat, ExportShape, Sampling
+from rlt_client.schemas.builds import (
+    Build,
+    BuildProblem,
+    BuildRequest,
+    BuildState,
+    ExportFormat,
+    ExportShape,
+    Sampling,
+    Selection,
+)
+from rlt_client.schemas.explain import ExplanationFlag
 from rlt_client.schemas.models import ModelKind
 from rlt_client.schemas.policies import LoadPolicy
 from rlt_client.schemas.reward import RewardItem, Score, SpecRequest
@@ -57,7 +67,12 @@ class Stack:
         async with AsyncTeacherClient(self.urls["teacher"], key=self.key) as teacher:
             await teacher.load_policy(LoadPolicy(name="arm", source=str(policy), kind=ModelKind.full, activate=True))
         request = BuildRequest(
-            dataset="traces", problems=list(problems), n=1, seed=seed, sampling=Sampling(max_tokens=max_tokens)
+            dataset="traces",
+            problems=list(problems),
+            n=1,
+            seed=seed,
+            sampling=Sampling(max_tokens=max_tokens),
+            selection=Selection(without_flags=[ExplanationFlag.empty]),
         )
         async with AsyncJobsClient(self.urls["jobs"], key=self.key) as jobs:
             build = await jobs.create_build(request)

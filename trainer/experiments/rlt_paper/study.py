@@ -13,7 +13,7 @@ from rlt_client.schemas.builds import BuildProblem
 from rlt_paper import curves, servers
 from rlt_paper.arms import Arm, Source
 from rlt_paper.commands import Log
-from rlt_paper.grading import Traces, averages, graded, read_rows, scored
+from rlt_paper.grading import Traces, averages, graded, scored
 from rlt_paper.records import Records
 from rlt_paper.servers import Stack
 from rlt_paper.solving import solved
@@ -167,10 +167,8 @@ class Study:
         if not to.exists():
             problems = [BuildProblem(question=each.question, answer=each.answer) for each in examples]
             to.parent.mkdir(parents=True, exist_ok=True)
-            exported = to.with_suffix(".exported")
-            build = stack.explain(policy, problems, self.seed, self.task.thoughts + 1, exported)
+            build = stack.explain(policy, problems, self.seed, self.task.thoughts + 1, to)
             log.add(f"POST /policies {policy}, then POST /builds {json.dumps(build.request)}")
-            write_rows(to, [row for row in read_rows(exported) if row["explanation"].strip()])  # else distil refuses it
         return Traces.of_rows(examples, to)
 
     def _taught(self, name: str, traces: Traces, stack: Stack, log: Log) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from rlt_client.formats import Format
 from rlt_client.prompts import TextCodec, text_of_completion
 from rlt_client.schemas.common import GenStatus
 from rlt_client.schemas.explain import ExplanationFlag, Leak
+from rlt_client.tags import breaking_tags, spells_any
 from rlt_teacher_server.reading.leaks import find_leaks
 from rlt_teacher_server.reading.loops import find_loop
-from rlt_teacher_server.reading.tags import breaking_tags, spells_any
 
 __all__ = ["Reading", "read_sample"]
 

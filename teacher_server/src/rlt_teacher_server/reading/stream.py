@@ -9,8 +9,8 @@ from typing import Final
 
 from rlt_client.formats import Format
 from rlt_client.prompts import TextCodec
+from rlt_client.tags import breaking_tags
 from rlt_teacher_server.reading.decoding import IncrementalDecoder
-from rlt_teacher_server.reading.tags import breaking_tags
 
 __all__ = ["ExplanationText"]
 

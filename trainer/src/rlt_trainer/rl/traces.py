@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 
 from rlt_client.errors import RLTError
 from rlt_client.prompts import read_completion
+from rlt_client.tags import breaking_tags, spells_any
 from rlt_trainer.disk import write_whole
 from rlt_trainer.errors import StalePolicy, TrainingError
 from rlt_trainer.rl.engines.base import Ask, Completion, Engine, Failed, Published
@@ -47,17 +48,18 @@ class Explainer:
     def __init__(self, engine: Engine, writer: Writer, *, weights: Published, seed: int, step: int) -> None:
         self._engine = engine
         self._writer = writer
+        self._breaking = breaking_tags(writer.codec, writer.format)
         self._weights = weights
         self._seed = seed
         self._step = step
 
     async def write(self, problems: Sequence[Problem], file: Path, stop: Stop) -> Outcome:
-        """Write the complete explanations to a JSONL file, in the problems' order.
+        """Write the explanations that a student can be distilled on to a JSONL file, in the problems' order.
 
         Raises:
             Interrupted: `stop` was asked for; what was explained is kept beside the file.
             StalePolicy: other weights wrote.
-            TrainingError: no explanation is complete.
+            TrainingError: there is none.
             RLTError: the engine refuses such requests, or its patience is over.
         """
         kept = file.with_suffix(".part.jsonl")
@@ -94,15 +96,18 @@ class Explainer:
             return entry | {"left_out": made.type}
         if made.revision != wanted:
             raise StalePolicy(f"the engine explained with weights {made.revision}, not with {wanted} of this turn")
-        row = self._row(problem, made)
-        return entry | ({"left_out": "incomplete"} if row is None else {"row": row})
+        return entry | self._row(problem, made)
 
-    def _row(self, problem: Problem, made: Completion) -> dict[str, str] | None:
+    def _row(self, problem: Problem, made: Completion) -> dict[str, Any]:
         read = read_completion(self._writer.codec, self._writer.format, made.token_ids)
         if not read.closed:
-            return None
+            return {"left_out": "incomplete"}
+        if spells_any(read.text, self._breaking):
+            return {"left_out": "malformed"}
+        if not read.text.strip():
+            return {"left_out": "empty"}
         row = {"question": problem.question, "answer": problem.answer, "explanation": read.text}
-        return row if problem.system is None else row | {"system": problem.system}
+        return {"row": row if problem.system is None else row | {"system": problem.system}}
 
 
 async def _watch(stop: Stop, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -137,6 +142,6 @@ def _finish(entries: Iterable[dict[str, Any]], file: Path) -> Outcome:
         else:
             left_out[entry["left_out"]] += 1
     if not rows:
-        raise TrainingError(f"none of {left_out.total()} explanations is complete: {dict(left_out)}")
+        raise TrainingError(f"a student can be distilled on none of {left_out.total()} explanations: {dict(left_out)}")
     write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     return Outcome(len(rows), dict(left_out))
