@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from plugins.images import DOCKERFILES, LOCKED, OWN, ROOT, asked, final_stage, instructions, lock, needed
 
+from rlt_client import vllm_worker
+
 HERE = sysconfig.get_path("scripts")
 PYTHON = [path for path in DOCKERFILES if "ARG PYTHON_IMAGE" in path.read_text()]
 CUDA = ("nvidia-", "cuda-", "triton")  # left to torch's own metadata: requirements/lock.sh
@@ -83,6 +85,15 @@ def test_the_final_stage_takes_what_was_made_and_nothing_to_make_more(dockerfile
     assert {line.split()[1] for line in final if line.startswith("COPY ")} <= {"--from=packages", "--from=code"}
 
 
+def test_vllm_for_processors_finds_the_extension_of_its_workers():
+    (dockerfile,) = (path for path in DOCKERFILES if path.parent.name == "engine-cpu")
+    lines = instructions(dockerfile)
+    source, place = next(line.split()[1:] for line in lines if "vllm_worker" in line)
+    assert ROOT / source == vllm_worker.FOLDER
+    assert f"COPY --from=packages {place} {place}" in final_stage(dockerfile)
+    assert any(f"PYTHONPATH={place} " in line for line in final_stage(dockerfile))
+
+
 @each_python_image
 def test_code_is_copied_after_the_packages_are_installed(dockerfile):
     """So that a change of code makes neither the layer of the packages nor a new download of it."""
@@ -106,7 +117,8 @@ def test_what_is_copied_is_let_through_and_secrets_are_not(dockerfile):
         for word in line.split()[1:-1]
     ]
     for source in sources:
-        assert any(Path(source).match(rule) or rule.startswith(f"{source}/") or rule == source for rule in allowed), (
-            source
-        )
+        assert any(
+            Path(source).match(rule) or rule.startswith(f"{source}/") or Path(source).is_relative_to(rule)
+            for rule in allowed
+        ), source
     assert not any(rule.startswith((".", "secrets", "tests", "docs")) for rule in allowed)

@@ -35,10 +35,24 @@ class FakeVLLM:
     answer: replies to a sample, where it gives one.
     dev, lora: whether it was started with dev mode and for adapters.
     born: when it was started; None: as of several processes.
+    device, extension: what it computes on, and the extension of its workers.
     """
 
-    def __init__(self, *, raw=False, models=None, answer=None, model_len=256, dev=True, lora=True, born=1000.5):
+    def __init__(
+        self,
+        *,
+        raw=False,
+        models=None,
+        answer=None,
+        model_len=256,
+        dev=True,
+        lora=True,
+        born=1000.5,
+        device="cuda",
+        extension="",
+    ):
         self.raw, self.dev, self.lora, self.born = raw, dev, lora, born
+        self.device, self.extension = device, extension
         self.models = models or [{"id": "tiny", "max_model_len": model_len}]
         self.answer: Answer = answer or (lambda body: None)
         self.room = 3
@@ -58,7 +72,9 @@ class FakeVLLM:
         return VLLMEngine("http://vllm", **({"probe": [1, 2], "transport": httpx.MockTransport(self.handle)} | given))
 
     def restart(self) -> None:
-        self.__init__(dev=self.dev, lora=self.lora, born=(self.born or 0) + 60)
+        self.__init__(
+            dev=self.dev, lora=self.lora, born=(self.born or 0) + 60, device=self.device, extension=self.extension
+        )
 
     def told(self, path: str) -> list[Any]:
         return [body for called, body in self.calls if called == path]
@@ -112,7 +128,12 @@ class FakeVLLM:
 
     def _info(self, _):
         loras = {"max_cpu_loras": self.room} if self.lora else None
-        config = {"lora_config": loras, "model_config": {"dtype": "torch.float32"}}
+        config = {
+            "lora_config": loras,
+            "model_config": {"dtype": "torch.float32"},
+            "device_config": {"device": self.device},
+            "parallel_config": {"worker_extension_cls": self.extension},
+        }
         return httpx.Response(200, json={"vllm_config": config})
 
     def _name(self, body):

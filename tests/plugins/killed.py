@@ -9,7 +9,7 @@ scoring     when the completions are there, before they are scored
 update      when the gradients are there, before the weights change
 writing     in the middle of a checkpoint: the weights are written, the optimizer is not
 sealing     when all of a checkpoint is written but the file that says so
-explaining  between turns, when some explanations are there
+explaining  between turns, when some explanations are there; explaining-on-vllm: of a run that asks vLLM itself
 distilling  between turns, when the student has had so many updates
 exchanging  between turns, when the reward server has a student of so many updates, and nobody has written that down
 """
@@ -42,6 +42,7 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "writing": (transformers.Trainer, "_save_optimizer_and_scheduler", 1),
     "sealing": (checkpoints, "seal", 1),
     "explaining": (TeacherEngine, "generate", 4),
+    "explaining-on-vllm": (VLLMEngine, "generate", 4),
     "distilling": (SFTTrainer, "training_step", 1),
     "exchanging": (turns, "write_whole", 1),
 }

@@ -54,9 +54,16 @@ def merged_model(tiny_model: Path, policies_dir: Path) -> MakeAdapter:
 
 
 @pytest.fixture(scope="session")
-def other_model(merged_model: MakeAdapter) -> Path:
-    """A full model of the tiny one's architecture and tokenizer that writes other explanations, tags closed."""
-    return merged_model(77)
+def other_model(merged_model: MakeAdapter, policies_dir: Path) -> Path:
+    """A full model of the tiny one's architecture and tokenizer that writes other explanations, tags closed.
+
+    Its embeddings, which are its output layer too, are others as well.
+    """
+    folder = policies_dir / "other"
+    if not folder.exists():
+        shutil.copytree(merged_model(77), folder)
+        _edit_weights(MODEL_WEIGHTS, _other_embeddings)(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +116,14 @@ def _edit_weights(file: str, change: Callable[[dict[str, Any]], dict[str, Any]])
 
 def _without_last(tensors: dict[str, Any]) -> dict[str, Any]:
     return {key: tensors[key] for key in sorted(tensors)[:-1]}
+
+
+def _other_embeddings(tensors: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    name = "model.embed_tokens.weight"
+    noise = torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(77))
+    return tensors | {name: tensors[name] + 0.1 * tensors[name].std() * noise}
 
 
 def _wider(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from rlt_client import RewardClient
 from rlt_local.databases import Program, Running, start
 from rlt_local.ports import free
 from rlt_trainer.tiny import problems
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 START_S = 120.0  # importing torch on a busy machine
 RUN_S = 240.0
+TURNED_STEPS = 5
+TRACES = 6
 ONE_BY_ONE = {"max_batch_tokens": 1}  # of a reward server: else the moment at which an item comes decides its last bits
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports torch once
 PROCESSES.set_forkserver_preload(["rlt_trainer.rl.run", "rlt_trainer.distill"])
@@ -84,6 +87,11 @@ class Servers:
     root: Path
     teacher: Service
     reward: Service
+
+    def rewarding(self) -> str:
+        """Revision of the reward server's student."""
+        with RewardClient(self.reward.url) as client:
+            return client.models().student.revision
 
 
 def rl_settings(root: Path, name: str, model: Path, problems: Path, *, teacher: str, reward: str) -> dict[str, Any]:
@@ -182,6 +190,9 @@ class Training:
         return pd.concat([pd.read_parquet(file) for file in sorted(self.output.glob("completions/step-*.parquet"))])
 
 
+TurnsOf = Callable[..., Training]
+
+
 @contextmanager
 def serving(root: Path, model: Path) -> Iterator[Servers]:
     """Both servers, each with the model; killed at the end."""
@@ -225,6 +236,45 @@ def training(servers: Servers, tiny_warmup: Path, rl_problems: Path) -> Callable
         return Training(merged(rl_settings(servers.root, name, tiny_warmup, rl_problems, **urls), given))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def turns_distill(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """How a turn's student is distilled: three updates."""
+    file = tmp_path_factory.mktemp("distill") / "student.toml"
+    file.write_text(
+        f"""
+        output = "set by the run"
+        data = {{ path = "set by the run" }}
+        model = {{ name = "{tiny_base}", dtype = "float32", gradient_checkpointing = false }}
+        packing = false
+        training = {{ steps = 3, batch_size = 4, micro_batch_size = 4, learning_rate = 1e-3, cpu = true }}
+        logging = {{ to = [] }}
+        checkpoints = {{ every = 1 }}
+        """
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def co_training(training: Callable[..., Training], turns_distill: Path) -> TurnsOf:
+    """A run of two turns and a step, by name."""
+
+    def make(name: str, **given: Any) -> Training:
+        turns = {"steps": 2, "traces": TRACES, "distill": turns_distill}
+        settings = {"reward": {"student": "student"}, "training": {"steps": TURNED_STEPS}, "checkpoints": {"every": 0}}
+        return training(name, turns=turns, **merged(settings, given))
+
+    return make
+
+
+def turn(run: Training, number: int) -> Path:
+    return run.output / "turns" / f"turn-{number:06d}"
+
+
+def turned(run: Training, number: int) -> dict[str, Any]:
+    """What the run wrote of a turn that is over."""
+    return dict(json.loads((turn(run, number) / "turn.json").read_text()))
 
 
 def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

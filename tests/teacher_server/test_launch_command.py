@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_on_a_processor():
         "--dtype": "float32",
         "--kv-cache-memory-bytes": str(4096 * 2**20),
         "--enforce-eager": "",
+        "--worker-extension-cls": "rlt_vllm_worker.OutputLayers",
     }
 
 
@@ -88,6 +90,16 @@ def test_environment(device, own):
 
 def test_threads_are_left_to_the_environment():
     assert "OMP_NUM_THREADS" not in command(PYTHON, Flags(MODEL), Address(socket=SOCKET)).env
+
+
+def test_a_processor_s_vllm_finds_the_extension_of_its_workers_beside_what_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/given")
+    [planned] = plan(Launch(PYTHON, Flags(MODEL)), tmp_path)
+    ours, given = planned.command.env["PYTHONPATH"].split(os.pathsep)
+    assert given == "/given"
+    assert [path.name for path in Path(ours).iterdir() if path.suffix] == ["rlt_vllm_worker.py"]
+    [planned] = plan(Launch(PYTHON, Flags(MODEL, device="gpu")), tmp_path, ["0"])
+    assert "PYTHONPATH" not in planned.command.env
 
 
 # GPUs

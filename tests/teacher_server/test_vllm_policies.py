@@ -12,6 +12,7 @@ from plugins.fake_engine import eventually
 from plugins.fake_vllm import NOT_FOUND, FakeVLLM, asked
 from safetensors.numpy import save_file
 
+from rlt_client import vllm_worker
 from rlt_client.errors import InvalidRequest, Unavailable
 from rlt_teacher_server.engine.base import Adapter, FullWeights
 from rlt_teacher_server.engine.vllm.fitting import fit_adapter, fit_weights
@@ -309,6 +310,24 @@ async def test_a_vllm_that_keeps_its_weights(base, other, missing):
         with pytest.raises(InvalidRequest, match="VLLM_SERVER_DEV_MODE=1") as caught:
             await engine.replace(other)
         assert caught.value.type == "weights_unavailable"
+        assert await engine.holds() == base
+        await engine.sample(asked())
+
+
+async def test_a_vllm_on_a_processor_packs_its_output_layer_anew(base, other):
+    fake = FakeVLLM(device="cpu", extension=vllm_worker.EXTENSION)
+    async with fake.engine(weights=base) as engine:
+        await engine.replace(other)
+    assert [body["method"] for body in fake.told("/collective_rpc")] == ["reload_weights", "pack_output_layers"]
+
+
+async def test_a_vllm_on_a_processor_that_would_keep_its_output_layer(base, other):
+    fake = FakeVLLM(device="cpu", extension="some.Other")
+    async with fake.engine(weights=base) as engine:
+        with pytest.raises(InvalidRequest, match=r"--worker-extension-cls rlt_vllm_worker\.OutputLayers") as caught:
+            await engine.replace(other)
+        assert caught.value.type == "weights_unavailable"
+        assert fake.told("/collective_rpc") == []
         assert await engine.holds() == base
         await engine.sample(asked())
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from plugins.training import TRACES, TURNED_STEPS, Servers, TurnsOf, turned
 
 from rlt_client.errors import InvalidRequest
 from rlt_client.prompts import TextCodec
@@ -126,3 +129,32 @@ async def test_what_it_cannot_take(
     with pytest.raises(InvalidRequest, match=r"LoRA rank 16 is greater than max_lora_rank 8.*--max-lora-rank"):
         await engine.publish(tiny_adapter(5, rank=16), lora=True)
     await completions(engine, asks, weights)
+
+
+@pytest.mark.timeout(900)
+async def test_a_killed_run_takes_turns_straight_on_it(
+    engine: VLLMEngine, vllm_engine: str, tiny_model: Path, co_training: TurnsOf, servers: Servers
+) -> None:
+    """Killed while its teacher explains, and while it samples for the second student."""
+    first = servers.rewarding()
+    run = co_training("turns-vllm", rollout={"engine": "vllm", "url": vllm_engine})
+    try:
+        for point in (("explaining-on-vllm", 2), ("on-vllm", 3)):
+            await asyncio.to_thread(run.run, point, status=-signal.SIGKILL)
+        await asyncio.to_thread(run.run)
+    finally:
+        await engine.publish(tiny_model, lora=False)
+
+    turns = [turned(run, number) for number in (1, 2)]
+    assert [each["step"] for each in turns] == [2, 4]
+    assert [each["traces"] + sum(each["left_out"].values()) for each in turns] == [TRACES] * 2
+    table = run.completions()
+    students = [first, turns[0]["student"], turns[1]["student"]]
+    assert len(set(students)) == 3
+    by_step = table.groupby("step")
+    assert by_step["student"].unique().map(list).tolist() == [[students[step // 2]] for step in range(TURNED_STEPS)]
+    assert by_step["revision"].nunique().tolist() == [1] * TURNED_STEPS
+    assert [table[table["step"] == each["step"]]["revision"].iloc[0] for each in turns] == [
+        each["teacher"] for each in turns
+    ]
+    assert servers.rewarding() == students[-1]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from plugins.fake_vllm import NOT_FOUND, FakeVLLM
 
-from rlt_client import _waiting
+from rlt_client import _waiting, vllm_worker
 from rlt_client.errors import InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout, RolloutEngine
 from rlt_trainer.rl.engines import Ask, Completion, Published, VLLMEngine, vllm
@@ -245,6 +245,30 @@ async def test_weights_that_are_said_to_be_in_place_are(
     other.weights = folder.name
     assert await sampled(engine, weights) == set(logprobs(other))
     assert set(logprobs(FakeVLLM())) != set(logprobs(other))
+
+
+async def test_a_processor_s_output_layer_is_packed_anew(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+    server.device, server.extension = "cpu", vllm_worker.EXTENSION
+    await engine.publish(folder, lora=False)
+    assert [body["method"] for body in server.told("/collective_rpc")] == ["reload_weights", "pack_output_layers"]
+
+
+async def test_a_processor_s_output_layer_that_would_be_kept(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+    server.device = "cpu"
+    with pytest.raises(InvalidRequest, match=r"--worker-extension-cls rlt_vllm_worker\.OutputLayers"):
+        await engine.publish(folder, lora=False)
+    assert server.weights == "first"
+    assert server.version == "default"
+
+
+async def test_one_that_does_not_tell_its_settings_is_taken_for_one_on_a_gpu(
+    engine: VLLMEngine, server: Mortal, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refuses["/server_info"] = httpx.Response(500, json={"error": {"message": "no pip here"}})
+    weights = await engine.publish(folder, lora=False)
+    assert await sampled(engine, weights) == set(logprobs(server))
+    assert "no pip here" in caplog.text
+    assert [body["method"] for body in server.told("/collective_rpc")] == ["reload_weights"]
 
 
 async def test_a_folder_without_weights(engine: VLLMEngine, server: Mortal, tmp_path: Path) -> None:

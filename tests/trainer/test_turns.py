@@ -11,52 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from plugins.training import Servers, Training
+from plugins.training import TRACES, TURNED_STEPS, Servers, Training, TurnsOf, turn, turned
 from safetensors.torch import load_file
 
-from rlt_client import RewardClient
 from rlt_local.ports import free
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a run of 5 steps with two distillations, several times
 
 KILLED = -signal.SIGKILL
-STEPS = 5
-TRACES = 6
-
-TurnsOf = Callable[..., Training]
-
-
-@pytest.fixture(scope="module")
-def distill(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    file = tmp_path_factory.mktemp("distill") / "student.toml"
-    file.write_text(
-        f"""
-        output = "set by the run"
-        data = {{ path = "set by the run" }}
-        model = {{ name = "{tiny_base}", dtype = "float32", gradient_checkpointing = false }}
-        packing = false
-        training = {{ steps = 3, batch_size = 4, micro_batch_size = 4, learning_rate = 1e-3, cpu = true }}
-        logging = {{ to = [] }}
-        checkpoints = {{ every = 1 }}
-        """
-    )
-    return file
-
-
-@pytest.fixture(scope="module")
-def co_training(training: Callable[..., Training], distill: Path) -> TurnsOf:
-    def make(name: str, **given: Any) -> Training:
-        turns = {"steps": 2, "traces": TRACES, "distill": distill}
-        return training(
-            name,
-            turns=turns,
-            reward={"student": "student"},
-            training={"steps": STEPS},
-            checkpoints={"every": 0},
-            **given,
-        )
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +37,15 @@ def begin(servers: Servers) -> Callable[[], str]:
         servers.reward.kill()
         servers.reward.start()
         servers.reward.wait_ready()
-        return rewarding(servers)
+        return servers.rewarding()
 
     return again
 
 
 def test_two_turns_train_teacher_and_students(whole: Training, servers: Servers, begin: Callable[[], str]) -> None:
-    first, second = record(whole, 1), record(whole, 2)
+    first, second = turned(whole, 1), turned(whole, 2)
     assert [each["step"] for each in (first, second)] == [2, 4]
-    assert rewarding(servers) == second["student"] != first["student"]
+    assert servers.rewarding() == second["student"] != first["student"]
 
     table = whole.completions()
     students = table.groupby("step")["student"].unique().map(list).to_dict()
@@ -99,7 +61,7 @@ def test_two_turns_train_teacher_and_students(whole: Training, servers: Servers,
 
 def test_traces_are_complete_explanations_of_the_first_problems(whole: Training, rl_problems: Path) -> None:
     rows = [json.loads(line) for line in (turn(whole, 1) / "traces.jsonl").read_text().splitlines()]
-    told = record(whole, 1)
+    told = turned(whole, 1)
     assert told["traces"] == len(rows)
     assert told["traces"] + sum(told["left_out"].values()) == TRACES
     problems = [json.loads(line)["question"] for line in rl_problems.read_text().splitlines()]
@@ -122,7 +84,7 @@ def test_a_killed_run_goes_on_in_every_phase(
         begin()  # who has lost the student, if it was there yet
     run.run()
     for number in (1, 2):
-        told, expected = record(run, number), record(whole, number)
+        told, expected = turned(run, number), turned(whole, number)
         assert told | {"folder": ""} == expected | {"folder": ""}
     pd.testing.assert_frame_equal(run.completions(), whole.completions())
     assert same(finished(run), finished(whole))
@@ -148,11 +110,11 @@ def test_an_adapter_goes_on_after_its_turn(co_training: TurnsOf, servers: Server
     servers.teacher.wait_ready()
     run = co_training("turns-lora", model={"lora": {"rank": 4, "alpha": 8}}, grpo={"reference": {"sync_every": 0}})
     run.run()
-    assert [record(run, number)["step"] for number in (1, 2)] == [2, 4]
+    assert [turned(run, number)["step"] for number in (1, 2)] == [2, 4]
     table = run.completions()
-    assert table.groupby("step")["student"].nunique().tolist() == [1] * STEPS
-    assert table["student"].unique().tolist() == [first, record(run, 1)["student"], record(run, 2)["student"]]
-    assert table[table["step"] == 2]["revision"].unique().tolist() == [record(run, 1)["teacher"]]
+    assert table.groupby("step")["student"].nunique().tolist() == [1] * TURNED_STEPS
+    assert table["student"].unique().tolist() == [first, turned(run, 1)["student"], turned(run, 2)["student"]]
+    assert table[table["step"] == 2]["revision"].unique().tolist() == [turned(run, 1)["teacher"]]
     assert (run.output / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -167,12 +129,12 @@ def test_two_processes_take_turns_as_one_does(
     done = launch("rl", json.loads(json.dumps(settings | {"turns": turns}, default=str)), by=by)
     assert done.returncode == 0, done.stderr[-4000:]
     for number in (1, 2):
-        mine, theirs = record(both, number), record(whole, number)
+        mine, theirs = turned(both, number), turned(whole, number)
         assert (mine["step"], mine["traces"]) == (theirs["step"], theirs["traces"])
     table = both.completions()
-    assert table.groupby("step")["student"].nunique().tolist() == [1] * STEPS  # both processes have one judge
-    assert table[table["step"] == 2]["student"].unique().tolist() == [record(both, 1)["student"]]
-    assert table[table["step"] == 2]["revision"].unique().tolist() == [record(both, 1)["teacher"]]
+    assert table.groupby("step")["student"].nunique().tolist() == [1] * TURNED_STEPS  # both processes have one judge
+    assert table[table["step"] == 2]["student"].unique().tolist() == [turned(both, 1)["student"]]
+    assert table[table["step"] == 2]["revision"].unique().tolist() == [turned(both, 1)["teacher"]]
     same = ["question", "completion"]  # until students differ by a rounding
     pd.testing.assert_frame_equal(
         table[table["step"] < 2][same].reset_index(drop=True),
@@ -188,10 +150,10 @@ def halved(distill: Path) -> Path:
 
 
 def test_what_does_not_fit_is_told_before_anything_is_trained(
-    co_training: TurnsOf, distill: Path, tmp_path: Path
+    co_training: TurnsOf, turns_distill: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.toml"
-    bad.write_text(distill.read_text().replace("steps = 3", "steps = 0"))
+    bad.write_text(turns_distill.read_text().replace("steps = 3", "steps = 0"))
     run = co_training("turns-bad")
     run.config["turns"]["distill"] = bad
     told = run.run(status=1)
@@ -200,19 +162,6 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(
     run.config["turns"]["distill"] = tmp_path / "none.toml"
     assert "none.toml" in run.run(status=1)
     assert not list(run.output.glob("checkpoint-*"))
-
-
-def rewarding(servers: Servers) -> str:
-    with RewardClient(servers.reward.url) as client:
-        return client.models().student.revision
-
-
-def turn(run: Training, number: int) -> Path:
-    return run.output / "turns" / f"turn-{number:06d}"
-
-
-def record(run: Training, number: int) -> dict[str, Any]:
-    return dict(json.loads((turn(run, number) / "turn.json").read_text()))
 
 
 def finished(run: Training) -> dict[str, torch.Tensor]:

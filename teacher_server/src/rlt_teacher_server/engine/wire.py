@@ -94,10 +94,20 @@ class _ModelConfig(BaseModel):
     dtype: str
 
 
+class _DeviceConfig(BaseModel):
+    device: str | None = None
+
+
+class _ParallelConfig(BaseModel):
+    worker_extension_cls: str = ""
+
+
 class _Config(BaseModel):
     lora_config: LoraConfig | None
     """None: it was started without `--enable-lora`."""
     model_config_: _ModelConfig = Field(alias="model_config")
+    device_config: _DeviceConfig = _DeviceConfig()
+    parallel_config: _ParallelConfig = _ParallelConfig()
 
 
 class Info(BaseModel):

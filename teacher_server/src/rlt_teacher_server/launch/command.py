@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from rlt_client import vllm_worker
+
 __all__ = ["LORA_RANKS", "OURS", "SAFE_PATH", "Address", "Command", "Device", "Flags", "command"]
 
 Device = Literal["cpu", "gpu"]
@@ -55,6 +57,7 @@ ENVIRONMENT: Final = {
 ON_CPU: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # model and scheduler in one process: a third off the start
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every engine of this machine is pinned to the same cores
+    "PYTHONPATH": str(vllm_worker.FOLDER),
 }
 
 
@@ -139,6 +142,7 @@ def _on_cpu(flags: Flags) -> Iterator[str]:
     yield from ("--dtype", "float32" if flags.dtype == "auto" else flags.dtype)
     yield from ("--kv-cache-memory-bytes", str((flags.cache_mib or CPU_CACHE_MIB) * MEBIBYTE))
     yield "--enforce-eager"  # compiling takes longer than a tiny model runs
+    yield from ("--worker-extension-cls", vllm_worker.EXTENSION)
 
 
 def _on_gpu(flags: Flags) -> Iterator[str]:

@@ -83,6 +83,8 @@ def plan(launch: Launch, folder: Path, gpus: Sequence[str] = ()) -> list[Planned
 def _planned(launch: Launch, folder: Path, name: str, visible: str | None) -> Planned:
     socket = folder / f"{name}.sock"
     argv, env = command(launch.python, launch.flags, Address(socket=socket))
+    if (ours := env.get("PYTHONPATH")) and (given := os.environ.get("PYTHONPATH")):
+        env["PYTHONPATH"] = os.pathsep.join((ours, given))
     env["VLLM_RPC_BASE_PATH"] = str(folder)  # where its own processes meet
     if visible is not None:
         env[VISIBLE] = visible

@@ -9,6 +9,7 @@ started anew has its first weights and no name for them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import httpx
 
+from rlt_client import vllm_worker
 from rlt_client._waiting import CONNECT_S, Absence, Patience
 from rlt_client.errors import APIError, InvalidRequest, Unavailable
 from rlt_trainer.config.rl import Rollout
@@ -27,6 +29,8 @@ from rlt_trainer.revision import folder_revision
 from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
 
 __all__ = ["VLLMEngine"]
+
+log = logging.getLogger(__name__)
 
 NEUTRAL: Final[dict[str, Any]] = {
     "n": 1,
@@ -52,8 +56,10 @@ NEUTRAL: Final[dict[str, Any]] = {
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0  # an engine that was started anew is found again within this time
 PASSING: Final = frozenset({429, 500, 502, 503, 504})  # 500: it dies, and somebody starts it anew
-LOADING: Final = frozenset({"/v1/load_lora_adapter", "/collective_rpc"})
-"""Where 500 is a refusal too: a vLLM that goes on has no other status for weights that it cannot take."""
+SETTINGS: Final = "/server_info?config_format=json"
+REFUSING: Final = frozenset({"/v1/load_lora_adapter", "/collective_rpc", SETTINGS})
+"""Where 500 is a refusal too: a vLLM that goes on has no other status for weights that it cannot take, nor for want of
+pip, which it lists its packages with where it tells its settings."""
 UNFINISHED: Final = "unfinished"  # the engine's name for weights that are being replaced
 MARK: Final = "#"  # between a hash and what tells one time that it was put in place from another
 RESETS: Final = 50  # of its cache: one is refused as long as a request that was broken off holds blocks
@@ -100,6 +106,7 @@ class VLLMEngine:
         self._under_way = asyncio.Semaphore(config.concurrency)
         self._mending = asyncio.Lock()
         self._model: _Model | None = None
+        self._packs: bool | None = None
 
     async def generate(self, asks: Sequence[Ask], weights: Published) -> list[Completion | Failed]:
         """One request a sample: a list of equal prompts with one seed gives equal samples."""
@@ -194,11 +201,14 @@ class VLLMEngine:
 
     async def _put_in_place(self, weights: Published) -> None:
         """Nothing has the name of these weights at the end unless the server that began has them."""
+        packs = await self._packs_its_weights()
         unfinished, finished = f"{UNFINISHED}{_mark()}", f"{weights.revision}{_mark()}"
         await self._likeliest()  # now its cache has something that must go
         await self._name(unfinished)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
         _must(await self._call("POST", "/collective_rpc", reload))
+        if packs:
+            _must(await self._call("POST", "/collective_rpc", {"method": vllm_worker.PACK}))
         await self._empty_cache()
         fresh, cached = await self._likeliest(salt=secrets.token_hex(16)), await self._likeliest()
         if not abs(fresh - cached) <= SAME_NATS:  # NaN too
@@ -206,6 +216,20 @@ class VLLMEngine:
         if await self._named() == unfinished:
             with suppress(Unavailable):
                 await self._name(finished, patience_s=0)  # not asked again: another server may answer then
+
+    async def _packs_its_weights(self) -> bool:
+        """Raises `InvalidRequest` for an engine that does and cannot do so anew."""
+        if self._packs is None:
+            reply = await self._call("GET", SETTINGS)
+            if not reply.is_success:
+                log.warning("%s is taken for one on a GPU: it does not tell: %s", self._config.url, _message(reply))
+            told = reply.json()["vllm_config"] if reply.is_success else {}
+            packs = told.get("device_config", {}).get("device") == vllm_worker.PROCESSOR
+            if packs and told["parallel_config"]["worker_extension_cls"] != vllm_worker.EXTENSION:
+                detail = f"the engine would keep its output layer: {vllm_worker.flags()}"
+                raise InvalidRequest(detail, type="weights_unavailable")
+            self._packs = packs
+        return self._packs
 
     async def _named(self) -> str:
         return str(_body(await self._call("GET", "/weight_info"))["weight_version"])
@@ -260,7 +284,7 @@ class VLLMEngine:
 
     async def _refuses(self, path: str, reply: httpx.Response) -> bool:
         """Asked once and at once: a server that died is not back yet."""
-        if path not in LOADING or reply.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+        if path not in REFUSING or reply.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
             return False
         with suppress(Unavailable):
             return (await self._call("GET", "/health", patience_s=0)).is_success

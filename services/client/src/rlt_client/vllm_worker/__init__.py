@@ -1,0 +1,27 @@
+"""What a vLLM on a processor needs to take full weights.
+
+There (vLLM 0.31) layers compute with weights that were packed when they were loaded. `reload_weights` packs every layer
+anew but an output layer that shares its weights with the embeddings, of which a checkpoint has no tensor: it goes on
+with the old ones. `pack_output_layers` of this extension of its workers packs that too. On a GPU nothing is packed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+__all__ = ["EXTENSION", "FOLDER", "PACK", "PROCESSOR", "flags"]
+
+FOLDER: Final = Path(__file__).parent / "path"
+"""For vLLM's `PYTHONPATH`: it holds the extension alone."""
+EXTENSION: Final = "rlt_vllm_worker.OutputLayers"
+"""For `--worker-extension-cls`."""
+PACK: Final = "pack_output_layers"
+"""The method, for `POST /collective_rpc`."""
+PROCESSOR: Final = "cpu"
+"""What `device_config.device` of its settings is on a processor."""
+
+
+def flags() -> str:
+    """How such a vLLM has to be started, for people."""
+    return f"on a processor start vLLM with PYTHONPATH={FOLDER} and --worker-extension-cls {EXTENSION}"
