@@ -22,6 +22,7 @@ AWAY = 3
 """Calls that nobody answers before it is back; and those that a dead engine answers before it is gone."""
 ASKS = [Ask([1, 2], seed) for seed in range(6)]
 REPLACING = [
+    ("/server_info", 1),
     ("/weight_info", 1),
     ("/v1/completions", 1),
     ("/update_weight_version", 1),

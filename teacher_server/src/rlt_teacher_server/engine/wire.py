@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from rlt_client import vllm_worker
 from rlt_client.errors import APIError, ItemError, Unavailable
 from rlt_teacher_server.engine.base import SampleRequest
 from rlt_teacher_server.errors import Reason, item_error
@@ -114,6 +115,16 @@ class Info(BaseModel):
     """What a server in dev mode tells of its settings."""
 
     vllm_config: _Config
+
+    @property
+    def packs(self) -> bool:
+        """Whether it computes with packed weights, as on a processor (`rlt_client.vllm_worker`)."""
+        return self.vllm_config.device_config.device == vllm_worker.PROCESSOR
+
+    @property
+    def extended(self) -> bool:
+        """Whether it can pack all of them anew."""
+        return self.vllm_config.parallel_config.worker_extension_cls == vllm_worker.EXTENSION
 
 
 class _Logprobs(BaseModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["EXTENSION", "FOLDER", "PACK", "PROCESSOR", "flags"]
+__all__ = ["EXTENSION", "FLAGS", "FOLDER", "PACK", "PROCESSOR"]
 
 FOLDER: Final = Path(__file__).parent / "path"
 """For vLLM's `PYTHONPATH`: it holds the extension alone."""
@@ -20,8 +20,8 @@ PACK: Final = "pack_output_layers"
 """The method, for `POST /collective_rpc`."""
 PROCESSOR: Final = "cpu"
 """What `device_config.device` of its settings is on a processor."""
-
-
-def flags() -> str:
-    """How such a vLLM has to be started, for people."""
-    return f"on a processor start vLLM with PYTHONPATH={FOLDER} and --worker-extension-cls {EXTENSION}"
+FLAGS: Final = (
+    f"on a processor start vLLM with --worker-extension-cls {EXTENSION}, "
+    "and the folder that rlt_client.vllm_worker.FOLDER names in its PYTHONPATH"
+)
+"""For people."""

@@ -91,21 +91,11 @@ class Weights:
         """Raises `InvalidRequest` before anything is changed."""
         if self.info is None or not self._named:
             raise InvalidRequest(f"this engine keeps its weights: {self.silent or FLAGS}", type="weights_unavailable")
-        if self._packs and not self._extended:
-            detail = f"this engine would keep its output layer: {vllm_worker.flags()}"
+        if self.info.packs and not self.info.extended:
+            detail = f"this engine would keep its output layer: {vllm_worker.FLAGS}"
             raise InvalidRequest(detail, type="weights_unavailable")
         if self._first is not None:
             await asyncio.to_thread(fit_weights, self._first.folder, weights.folder)
-
-    @property
-    def _packs(self) -> bool:
-        return self.info is not None and self.info.vllm_config.device_config.device == vllm_worker.PROCESSOR
-
-    @property
-    def _extended(self) -> bool:
-        if self.info is None:
-            return False
-        return self.info.vllm_config.parallel_config.worker_extension_cls == vllm_worker.EXTENSION
 
     async def replace(self, model: wire.Model, weights: FullWeights) -> None:
         if self.unusable is None:
@@ -133,7 +123,7 @@ class Weights:
         if not reply.ok and FAULT in reply.message:
             raise unusable(said_of(folder, reply.message))
         _must(reply)
-        if self._packs:
+        if self.info and self.info.packs:
             _must(await self._server.call("POST", "/collective_rpc", {"method": vllm_worker.PACK}, limit=LOAD_S))
 
     async def _empty_cache(self) -> None:

@@ -226,7 +226,7 @@ class VLLMEngine:
             told = reply.json()["vllm_config"] if reply.is_success else {}
             packs = told.get("device_config", {}).get("device") == vllm_worker.PROCESSOR
             if packs and told["parallel_config"]["worker_extension_cls"] != vllm_worker.EXTENSION:
-                detail = f"the engine would keep its output layer: {vllm_worker.flags()}"
+                detail = f"the engine would keep its output layer: {vllm_worker.FLAGS}"
                 raise InvalidRequest(detail, type="weights_unavailable")
             self._packs = packs
         return self._packs
