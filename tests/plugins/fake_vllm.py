@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from rlt_client import vllm_worker
 from rlt_teacher_server.engine.base import SampleRequest
 from rlt_teacher_server.engine.vllm import VLLMEngine
 
@@ -59,6 +60,8 @@ class FakeVLLM:
         self.adapters: dict[str, int] = {}
         self.in_memory: list[int] = []
         self.weights, self.version, self.cached = "first", "default", ""
+        self.packed = "first"
+        """Whose output layer it computes with."""
         self.refuses: dict[str, httpx.Response] = {}
         """Replies by path, in the place of its own."""
         self.resets = [True]
@@ -147,6 +150,11 @@ class FakeVLLM:
             self.in_memory.remove(body["args"][0])
         if body["method"] == "reload_weights":
             self.weights = Path(body["kwargs"]["weights_path"]).name
+            self.packed = self.packed if self.device == "cpu" else self.weights
+        if body["method"] == vllm_worker.PACK:
+            if self.extension != vllm_worker.EXTENSION:
+                return _refused(500, f"Method '{vllm_worker.PACK}' is not implemented.")
+            self.packed = self.weights
         return httpx.Response(200, json={"results": [None]})
 
     def _reset(self, _):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rlt_reward_server import app as reward_app
 from rlt_reward_server.settings import Settings as RewardSettings
 from rlt_service.testing import running
 from rlt_teacher_server.app import build
+from rlt_teacher_server.sampler import Sampler
 from rlt_teacher_server.settings import Settings
 
 QUESTION = {"question": "Q 36 A +5 B *3 C +11 D +5", "answer": "17"}
@@ -38,6 +40,18 @@ def settings(tiny_model: Path) -> SettingsOf:
         return Settings(**({"model": str(tiny_model), "format": "mini", "threads": 1} | given))
 
     return make
+
+
+@pytest.fixture
+def unending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that are written and then never end: whoever waits for them leaves first, on a fast machine too."""
+    sample = Sampler.sample
+
+    async def written(self: Sampler, *given: Any) -> None:
+        await sample(self, *given)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Sampler, "sample", written)
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,7 @@ def long(problem: dict[str, str]) -> ExplainRequest:
     return ExplainRequest(**problem, n=256, temperature=2)
 
 
+@pytest.mark.usefixtures("unending")
 def test_leaving_a_stream_ends_the_work(app: FastAPI, watched: str, long: ExplainRequest) -> None:
     admission = app.state.chat._sampler.admission
     with TeacherClient(watched) as teacher, closing(teacher.explain_stream(long)) as events:
@@ -102,6 +103,7 @@ def test_leaving_a_stream_ends_the_work(app: FastAPI, watched: str, long: Explai
         until(lambda: admission.inside == 0)
 
 
+@pytest.mark.usefixtures("unending")
 async def test_a_deadline_ends_the_work_too(app: FastAPI, watched: str, long: ExplainRequest) -> None:
     admission = app.state.chat._sampler.admission
     async with AsyncTeacherClient(watched) as teacher:

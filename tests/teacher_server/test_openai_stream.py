@@ -88,6 +88,7 @@ def test_what_is_cut_off_says_so_at_the_end(chat):
     assert "its budget of tokens ran out" in last["delta"]["refusal"]
 
 
+@pytest.mark.usefixtures("unending")
 def test_who_hangs_up_ends_the_work(settings, conversation):
     app = build(settings())
     with running(app) as url:

@@ -94,7 +94,7 @@ def test_whole_numbers_are_answers(write: Write) -> None:
     [
         ([{"question": "Q", "answer": "1"}], "no column explanation, but question, answer; `data.columns` says"),
         ([*ROWS, {**ROWS[0], "answer": ""}], "1 rows have no answer: row 4"),
-        ([{**ROWS[0], "explanation": " \n"}, *ROWS], "1 rows have no explanation: row 1"),
+        ([{**ROWS[0], "explanation": " \n"}, *ROWS], "1 rows have no explanation: row 1; .* --without-flag empty"),
         ([{**row, "answer": None} for row in ROWS * 2], r"6 rows have no answer: row 1, 2, 3, 4, 5 …"),
         ([{**ROWS[0], "answer": 0.5}], "column answer holds .*float64.*, where texts are wanted"),
         ([{**ROWS[0], "answer": ["1"]}], "column answer holds List.*, where texts are wanted"),

@@ -248,28 +248,43 @@ async def test_weights_that_are_said_to_be_in_place_are(
     assert set(logprobs(FakeVLLM())) != set(logprobs(other))
 
 
-async def test_a_processor_s_output_layer_is_packed_anew(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(("path", "count"), [*REPLACING, ("/collective_rpc", 2)])
+async def test_weights_are_in_place_whole_on_a_processor(
+    path: str, count: int, answers: bool, engine: VLLMEngine, server: Mortal, folder: Path
+) -> None:
+    """The stand-in's output layer stays the first one's until it is packed anew."""
     server.device, server.extension = "cpu", vllm_worker.EXTENSION
-    await engine.publish(folder, lora=False)
-    assert [body["method"] for body in server.told("/collective_rpc")] == ["reload_weights", "pack_output_layers"]
+    server.dies(path, count, answers=answers)
+    await sampled(engine, await engine.publish(folder, lora=False))
+    assert server.deaths == 1
+    assert (server.weights, server.packed) == (folder.name, folder.name)
 
 
 async def test_a_processor_s_output_layer_that_would_be_kept(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
     server.device = "cpu"
     with pytest.raises(InvalidRequest, match=r"--worker-extension-cls rlt_vllm_worker\.OutputLayers"):
         await engine.publish(folder, lora=False)
-    assert server.weights == "first"
-    assert server.version == "default"
+    assert (server.weights, server.version) == ("first", "default")
 
 
-async def test_one_that_does_not_tell_its_settings_is_taken_for_one_on_a_gpu(
-    engine: VLLMEngine, server: Mortal, folder: Path, caplog: pytest.LogCaptureFixture
+async def test_a_processor_s_engine_that_came_back_without_the_extension(
+    engine: VLLMEngine, server: Mortal, folder: Path
 ) -> None:
+    server.device, server.extension = "cpu", vllm_worker.EXTENSION
+    await engine.publish(folder, lora=False)
+    server.extension = ""
+    server.restart()
+    with pytest.raises(InvalidRequest, match="pack_output_layers"):
+        await engine.publish(folder, lora=False)
+    assert not server.version.startswith("sha256:")
+
+
+async def test_one_that_does_not_tell_its_settings(engine: VLLMEngine, server: Mortal, folder: Path) -> None:
     server.refuses["/server_info"] = httpx.Response(500, json={"error": {"message": "no pip here"}})
-    weights = await engine.publish(folder, lora=False)
-    assert await sampled(engine, weights) == set(logprobs(server))
-    assert "no pip here" in caplog.text
-    assert [body["method"] for body in server.told("/collective_rpc")] == ["reload_weights"]
+    with pytest.raises(InvalidRequest, match="does not tell its settings: 500 no pip here"):
+        await engine.publish(folder, lora=False)
+    assert (server.weights, server.version) == ("first", "default")
 
 
 async def test_a_folder_without_weights(engine: VLLMEngine, server: Mortal, tmp_path: Path) -> None:

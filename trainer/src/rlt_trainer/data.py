@@ -18,6 +18,9 @@ __all__ = ["read_rows"]
 
 _FILES: Final = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SHOWN: Final = 5  # bad rows that an error names
+_HINTS: Final = {
+    "explanation": "; builds, and `rlt build rerank`, leave them out of a version with --without-flag empty"
+}
 _TEXTS: Final = ("question", "answer", "explanation", "system")
 """Columns of text; others hold chats."""
 
@@ -106,7 +109,8 @@ def _refuse_empty(rows: Dataset, want: Sequence[str], path: str) -> None:
         bad = [number for number, value in enumerate(_values(rows, name), 1) if _empty(value)]
         if bad:
             shown = ", ".join(map(str, bad[:_SHOWN]))
-            raise BadData(f"{path}: {len(bad)} rows have no {name}: row {shown}{' …' if len(bad) > _SHOWN else ''}")
+            more = " …" if len(bad) > _SHOWN else ""
+            raise BadData(f"{path}: {len(bad)} rows have no {name}: row {shown}{more}{_HINTS.get(name, '')}")
 
 
 def _empty(value: Any) -> bool:

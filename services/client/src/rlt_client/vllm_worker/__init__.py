@@ -1,8 +1,9 @@
 """What a vLLM on a processor needs to take full weights.
 
-There (vLLM 0.31) layers compute with weights that were packed when they were loaded. `reload_weights` packs every layer
-anew but an output layer that shares its weights with the embeddings, of which a checkpoint has no tensor: it goes on
-with the old ones. `pack_output_layers` of this extension of its workers packs that too. On a GPU nothing is packed.
+There (vLLM 0.31) layers compute with weights that were packed when they were loaded. `reload_weights` packs dense
+layers anew, but not an output layer that shares its weights with the embeddings, of which a checkpoint has no tensor:
+it goes on with the old ones. `pack_output_layers` of this extension of its workers packs that too, and refuses what it
+cannot pack: experts, and output layers of quantized models. On a GPU nothing is packed.
 """
 
 from __future__ import annotations

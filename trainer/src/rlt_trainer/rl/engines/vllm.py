@@ -9,7 +9,6 @@ started anew has its first weights and no name for them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -29,8 +28,6 @@ from rlt_trainer.revision import folder_revision
 from rlt_trainer.rl.engines.base import Ask, Completion, Failed, Published
 
 __all__ = ["VLLMEngine"]
-
-log = logging.getLogger(__name__)
 
 NEUTRAL: Final[dict[str, Any]] = {
     "n": 1,
@@ -222,9 +219,10 @@ class VLLMEngine:
         if self._packs is None:
             reply = await self._call("GET", SETTINGS)
             if not reply.is_success:
-                log.warning("%s is taken for one on a GPU: it does not tell: %s", self._config.url, _message(reply))
-            told = reply.json()["vllm_config"] if reply.is_success else {}
-            packs = told.get("device_config", {}).get("device") == vllm_worker.PROCESSOR
+                detail = f"the engine does not tell its settings: {reply.status_code} {_message(reply)}"
+                raise InvalidRequest(detail, type="weights_unavailable")
+            told = reply.json()["vllm_config"]
+            packs = told["device_config"]["device"] == vllm_worker.PROCESSOR
             if packs and told["parallel_config"]["worker_extension_cls"] != vllm_worker.EXTENSION:
                 detail = f"the engine would keep its output layer: {vllm_worker.FLAGS}"
                 raise InvalidRequest(detail, type="weights_unavailable")
