@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +26,10 @@ TEMPERATURE = 0.7
 PROMPT = "Q 36 A +5 B *3 C +11 D +5 = 17 >"
 ASKED = 16
 SAME_NATS = 1e-3  # float32
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "adapter": {"model": {"lora": {"rank": 4, "alpha": 8}}, "grpo": {"reference": {"sync_every": 0}}},
+}
 
 
 @pytest.fixture
@@ -132,18 +138,22 @@ async def test_what_it_cannot_take(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", WAYS)
 async def test_a_killed_run_takes_turns_straight_on_it(
-    engine: VLLMEngine, vllm_engine: str, tiny_model: Path, co_training: TurnsOf, servers: Servers
+    name: str, engine: VLLMEngine, vllm_engine: str, tiny_model: Path, co_training: TurnsOf, servers: Servers
 ) -> None:
     """Killed while its teacher explains, and while it samples for the second student."""
     first = servers.rewarding()
-    run = co_training("turns-vllm", rollout={"engine": "vllm", "url": vllm_engine})
+    run = co_training(f"turns-{name}", rollout={"engine": "vllm", "url": vllm_engine}, **WAYS[name])
     try:
         for point in (("explaining-on-vllm", 2), ("on-vllm", 3)):
             await asyncio.to_thread(run.run, point, status=-signal.SIGKILL)
-        await asyncio.to_thread(run.run)
+        told = await asyncio.to_thread(run.run)
     finally:
         await engine.publish(tiny_model, lora=False)
+    apart = [float(nats) for nats in re.findall(r"sampling_logp_difference/max (\S+)", told)]
+    assert len(apart) >= TURNED_STEPS - 3
+    assert max(apart) < SAME_NATS
 
     turns = [turned(run, number) for number in (1, 2)]
     assert [each["step"] for each in turns] == [2, 4]
