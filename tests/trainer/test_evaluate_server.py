@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from plugins.engine import SERVED_NAME
 
 from rlt_client import _http
 from rlt_client.prompts import TextCodec
@@ -264,7 +265,7 @@ def test_the_model_is_found_by_name_or_alone(make: Make, solver: Solver, tiny_wa
 @pytest.mark.engine
 def test_vllm_gives_the_samples_of_transformers(make: Make, vllm_engine: str, tmp_path: Path) -> None:
     """Greedily, on a model whose float32 logits agree to 1e-5."""
-    by_vllm = run(make({"url": vllm_engine}, output=tmp_path / "vllm"))
+    by_vllm = run(make({"url": vllm_engine, "model": SERVED_NAME}, output=tmp_path / "vllm"))
     local = make(output=tmp_path / "local", cpu=True).model_copy(update={"engine": None})
     local = local.model_copy(update={"model": local.model.model_copy(update={"dtype": "float32"})})
     columns = ["question", "completion", "given", "right", "tokens", "truncated"]
