@@ -12,15 +12,15 @@ class OutputLayers:
         """Pack the weights of output layers anew, as after the first load.
 
         Raises:
-            NotImplementedError: the model has layers that cannot be packed twice.
+            RuntimeError: the model has layers that cannot be packed twice.
         """
         layers = list(self.get_model().modules())
         if any(getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None for layer in layers):
-            raise NotImplementedError("on a processor this vLLM keeps experts as they were: replace them on a GPU")
+            raise RuntimeError("on a processor this vLLM keeps experts as they were: replace them on a GPU")
         for layer in layers:
             if _is(layer, "ParallelLMHead"):
                 if not _is(layer.quant_method, "UnquantizedEmbeddingMethod"):
-                    raise NotImplementedError("on a processor this vLLM keeps a quantized model's output layer")
+                    raise RuntimeError("on a processor this vLLM keeps a quantized model's output layer")
                 layer.quant_method.process_weights_after_loading(layer)
 
 
