@@ -116,15 +116,10 @@ class Info(BaseModel):
 
     vllm_config: _Config
 
-    @property
     def packs(self) -> bool:
-        """Whether it computes with packed weights, as on a processor (`rlt_client.vllm_worker`)."""
-        return self.vllm_config.device_config.device == vllm_worker.PROCESSOR
-
-    @property
-    def extended(self) -> bool:
-        """Whether it can pack all of them anew."""
-        return self.vllm_config.parallel_config.worker_extension_cls == vllm_worker.EXTENSION
+        """As `rlt_client.vllm_worker.packs`, and raises what it raises."""
+        config = self.vllm_config
+        return vllm_worker.packs(config.device_config.device, config.parallel_config.worker_extension_cls)
 
 
 class _Logprobs(BaseModel):

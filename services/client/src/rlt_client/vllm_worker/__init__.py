@@ -11,7 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["EXTENSION", "FLAGS", "FOLDER", "PACK", "PROCESSOR"]
+from rlt_client.errors import InvalidRequest
+
+__all__ = ["EXTENSION", "FOLDER", "PACK", "packs"]
 
 FOLDER: Final = Path(__file__).parent / "path"
 """For vLLM's `PYTHONPATH`: it holds the extension alone."""
@@ -19,10 +21,23 @@ EXTENSION: Final = "rlt_vllm_worker.OutputLayers"
 """For `--worker-extension-cls`."""
 PACK: Final = "pack_output_layers"
 """The method, for `POST /collective_rpc`."""
-PROCESSOR: Final = "cpu"
-"""What `device_config.device` of its settings is on a processor."""
-FLAGS: Final = (
-    f"on a processor start vLLM with --worker-extension-cls {EXTENSION}, "
-    "and the folder that rlt_client.vllm_worker.FOLDER names in its PYTHONPATH"
-)
-"""For people."""
+
+
+def packs(device: str | None, extension: str) -> bool:
+    """Whether a vLLM must be told to pack after a reload.
+
+    Args:
+        device, extension: `device_config.device` and `parallel_config.worker_extension_cls` of its settings.
+
+    Raises:
+        InvalidRequest: weights_unavailable; it must, and cannot.
+    """
+    if device != "cpu":
+        return False
+    if extension != EXTENSION:
+        detail = (
+            "the engine would keep its output layer: on a processor start vLLM with --worker-extension-cls "
+            f"{EXTENSION}, and the folder that rlt_client.vllm_worker.FOLDER names in its PYTHONPATH"
+        )
+        raise InvalidRequest(detail, type="weights_unavailable")
+    return True

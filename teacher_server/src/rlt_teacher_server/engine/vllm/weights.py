@@ -91,9 +91,7 @@ class Weights:
         """Raises `InvalidRequest` before anything is changed."""
         if self.info is None or not self._named:
             raise InvalidRequest(f"this engine keeps its weights: {self.silent or FLAGS}", type="weights_unavailable")
-        if self.info.packs and not self.info.extended:
-            detail = f"this engine would keep its output layer: {vllm_worker.FLAGS}"
-            raise InvalidRequest(detail, type="weights_unavailable")
+        self.info.packs()
         if self._first is not None:
             await asyncio.to_thread(fit_weights, self._first.folder, weights.folder)
 
@@ -123,7 +121,7 @@ class Weights:
         if not reply.ok and FAULT in reply.message:
             raise unusable(said_of(folder, reply.message))
         _must(reply)
-        if self.info and self.info.packs:
+        if self.info and self.info.packs():
             _must(await self._server.call("POST", "/collective_rpc", {"method": vllm_worker.PACK}, limit=LOAD_S))
 
     async def _empty_cache(self) -> None:

@@ -215,18 +215,15 @@ class VLLMEngine:
                 await self._name(finished, patience_s=0)  # not asked again: another server may answer then
 
     async def _packs_its_weights(self) -> bool:
-        """Raises `InvalidRequest` for an engine that does and cannot do so anew."""
+        """As `rlt_client.vllm_worker.packs`. Raises `InvalidRequest` where it does, and where this is not told."""
         if self._packs is None:
             reply = await self._call("GET", SETTINGS)
             if not reply.is_success:
                 detail = f"the engine does not tell its settings: {reply.status_code} {_message(reply)}"
                 raise InvalidRequest(detail, type="weights_unavailable")
             told = reply.json()["vllm_config"]
-            packs = told["device_config"]["device"] == vllm_worker.PROCESSOR
-            if packs and told["parallel_config"]["worker_extension_cls"] != vllm_worker.EXTENSION:
-                detail = f"the engine would keep its output layer: {vllm_worker.FLAGS}"
-                raise InvalidRequest(detail, type="weights_unavailable")
-            self._packs = packs
+            extension = told["parallel_config"]["worker_extension_cls"]
+            self._packs = vllm_worker.packs(told["device_config"]["device"], extension)
         return self._packs
 
     async def _named(self) -> str:
