@@ -11,10 +11,11 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select, text, update
 
+from rlt_client.errors import InternalError
 from rlt_client.schemas.builds import BuildState
 from rlt_client.schemas.reward import RewardItem
 from rlt_jobs.builds import lifecycle
-from rlt_jobs.builds.models import Build, Sample, Score, Shard
+from rlt_jobs.builds.models import Build, Event, Sample, Score, Shard
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.leases import claim_build, reap
 from rlt_jobs.store import publish as publishing
@@ -144,6 +145,21 @@ async def test_nothing_to_select_fails_the_build_and_keeps_the_samples(services:
     assert failed.error is not None
     assert failed.error["type"] == "nothing_selected"
     assert len(await rewards(services, build_id)) == 2
+
+
+async def test_a_build_that_was_refused_every_score_fails_with_the_reason(
+    services: Services, worked: Worked, platform: Any
+) -> None:
+    platform.rules.append(lambda path, _: InternalError("broken") if path == "/reward" else None)
+    build_id = await worked(problems=3, n=1, shard_samples=1)
+    await publish(services, build_id)
+    failed = await build(services, build_id)
+    assert failed.error is not None
+    assert failed.error["type"] == "nothing_selected"
+    assert failed.error["detail"].endswith("refused before there was any score, so counted as skipped: internal_error")
+    async with services.database.begin() as session:
+        told = select(Event).where(Event.build_id == build_id, Event.kind == "unscored")
+        assert len((await session.scalars(told)).all()) == 1  # not one a flush
 
 
 async def test_files_become_few_sorted_and_self_contained(

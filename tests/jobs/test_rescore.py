@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, select, update
 
-from rlt_client.errors import Conflict, InvalidRequest
+from rlt_client.errors import APIError, Conflict, InternalError, InvalidRequest
 from rlt_client.schemas.builds import BuildKind, BuildState, RerankRequest, RescoreRequest, RetryRequest, ShardState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.common import Problem as ProblemDetails
@@ -18,7 +19,7 @@ from rlt_client.schemas.reward import RewardItem, RewardRequest, SpecRequest
 from rlt_jobs import app
 from rlt_jobs.builds import lifecycle, repository
 from rlt_jobs.builds.derived import DerivedBuilds
-from rlt_jobs.builds.models import Build, Sample, Score, Shard
+from rlt_jobs.builds.models import Build, Event, Sample, Score, Shard
 from rlt_jobs.builds.retry import retry
 from rlt_jobs.builds.work import Services, work_shard
 from rlt_jobs.store.files import StoreUnavailable
@@ -285,6 +286,45 @@ async def test_a_score_error_is_counted_and_an_error_alone_is_replaced(
     assert [item.question for item in scored_items(platform)] == ["Q1"]
     assert await rewards(services, data, build_id) == {(0, 0): -1.0, (1, 0): -5.0, (2, 0): -1.0}
     assert await counted(services, build_id) == (3, 3, 3, 0)
+
+
+@pytest.mark.parametrize("kind", [BuildKind.rescore, BuildKind.score])
+async def test_what_was_refused_before_there_was_any_score_is_told_and_scored_again(
+    services: Services, finished: Finished, platform: Any, make_build: Any, kind: BuildKind
+) -> None:
+    """Nothing told who refused it, so it has no score that could say why."""
+
+    def refuse(path: str, question: str) -> APIError | None:
+        return InternalError("broken") if (path, question) == ("/reward", "Q0") else None
+
+    if kind is BuildKind.rescore:
+        data = await finished(problems=3, n=1)
+        platform.rules.append(refuse)
+        build_id = await rescore(services, data, spec={"preset": "rlt", "lambda": 2})
+    else:
+        platform.rules.append(refuse)
+        data = build_id = await make_build(problems=3, n=1, kind="score", shard_samples=1)
+        async with services.database.begin() as session:
+            of_others = update(Shard).where(Shard.build_id == build_id, Shard.lo > 0)
+            await session.execute(of_others.values(retry_at=func.now() + timedelta(hours=1)))
+        await work(services, build_id)
+        async with services.database.begin() as session:
+            await session.execute(of_others.values(retry_at=None))
+    await work(services, build_id)
+    await publish(services, build_id)
+    assert (await rewards(services, data, build_id)).keys() == {(1, 0), (2, 0)}
+    async with services.database.begin() as session:
+        told = select(Event.detail).where(Event.build_id == build_id, Event.kind == "unscored")
+        assert "internal_error" in (await session.scalars(told)).one()
+
+    platform.rules.clear()
+    platform.requests.clear()
+    await ask_again(services, build_id)
+    await work(services, build_id)
+    await publish(services, build_id)
+    assert [item.question for item in scored_items(platform)] == ["Q0"]
+    assert (await rewards(services, data, build_id)).keys() == {(0, 0), (1, 0), (2, 0)}
+    assert (await counted(services, build_id))[1:] == (3, 3, 0)
 
 
 async def ask_again(services: Services, build_id: int) -> None:

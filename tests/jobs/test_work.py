@@ -285,8 +285,10 @@ async def test_an_error_is_filed_under_the_builds_scorer_also_by_a_lease_that_go
     platform.rules.append(lambda path, q: InternalError("broken") if (path, q) == ("/reward", "Q1") else None)
     async with services.database.begin() as session:
         ids = (await session.scalars(select(Shard.id).where(Shard.build_id == build_id).order_by(Shard.id))).all()
-    for shard_id in ids:
+    await hold_back(services.database, build_id, datetime.now(UTC) + timedelta(hours=1), lo=1)
+    for shard_id in ids:  # one after the other: a shift would take both at once
         await work_shard(services, shard_id)
+        await hold_back(services.database, build_id, None)
     found = await scores(services.database, build_id)
     assert {key: score.status for key, score in found.items()} == {
         (0, 0): ScoreStatus.scored,

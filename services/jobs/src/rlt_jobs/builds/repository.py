@@ -40,6 +40,7 @@ from rlt_jobs.leases import Claimed, ring_shards
 from rlt_service import telemetry
 
 __all__ = [
+    "UNSCORED",
     "ScorerChanged",
     "ScorerKey",
     "Totals",
@@ -60,10 +61,12 @@ __all__ = [
     "same_problems",
     "scorer_of",
     "start",
+    "tell_unscored",
     "totals",
     "work_of",
 ]
 
+UNSCORED = "unscored"  # the kind of an event
 MOST_SHARDS = 10_000  # of a build; their sums take 5 to 10 ms
 
 _PROBLEM = ("build_id", "idx", "question_hash", "question", "answer", "system", "explanation", "first_idx", "meta")
@@ -365,6 +368,17 @@ async def add_events(session: AsyncSession, build_id: int, kind: str, found: Ite
     rows = [{"build_id": build_id, "kind": kind, "line": line, "detail": detail} for line, detail in found]
     if rows:
         await session.execute(insert(Event), rows)
+
+
+async def tell_unscored(session: AsyncSession, build_id: int, reasons: Collection[str]) -> None:
+    """An event a reason, once a build, of scores that were refused before anything told who scores.
+
+    They have no scorer to be filed under. The caller holds its shard: locks are taken in one order.
+    """
+    await session.execute(select(Build.id).where(Build.id == build_id).with_for_update(key_share=True))
+    details = {f"refused before there was any score, so counted as skipped: {reason}" for reason in reasons}
+    told = await session.scalars(select(Event.detail).where(Event.build_id == build_id, Event.kind == UNSCORED))
+    await add_events(session, build_id, UNSCORED, [(None, each) for each in sorted(details.difference(told))])
 
 
 async def newest_event(session: AsyncSession, build_id: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import CursorResult, func, select, text, update
+from sqlalchemy import CursorResult, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Conflict
@@ -40,12 +40,13 @@ FROM (
 ) cut GROUP BY part ORDER BY part"""
 _GENERATED = """samples s
     WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[]))"""
-_SCORED = """scores c JOIN samples s
-    ON s.build_id = :data AND s.problem = c.problem AND s.sample_idx = c.sample_idx
-    WHERE c.build_id = :data AND c.scorer_id = :scorer AND c.reward IS NULL AND c.status = 'score_error'
-    AND s.gen_status = ANY(CAST(:only AS gen_status[]))"""
+# What was refused before anything told who scores has no score at all.
+_UNSCORED = """samples s LEFT JOIN scores c ON c.build_id = :data AND c.problem = s.problem
+        AND c.sample_idx = s.sample_idx AND c.scorer_id = CAST(:scorer AS bigint)
+    WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[]))
+    AND (c.status IS NULL OR c.status = 'score_error')"""
 
-_AGAIN, _SCORE_AGAIN = (text(f"{_INTO} {_CUT.format(failed=failed)}") for failed in (_GENERATED, _SCORED))
+_AGAIN, _SCORE_AGAIN = (text(f"{_INTO} {_CUT.format(failed=failed)}") for failed in (_GENERATED, _UNSCORED))
 
 
 async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, shard_samples: int) -> None:
@@ -91,13 +92,12 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
         return await _reopen(session, build)
     await _check_tokens(session, build)
     where = {"only": [GenStatus.complete.value], "score_only": True, "max_tokens": None, "scorer": build.scorer_id}
-    statement = _SCORE_AGAIN if build.scorer_id else _AGAIN  # no scorer: nothing was ever scored
-    return await _cut(session, statement, {**size, **where})
+    return await _cut(session, _SCORE_AGAIN, {**size, **where})
 
 
 async def _reopen(session: AsyncSession, build: Build) -> int:
     """The shards of a build that only scores count what lies in their ranges, which no other shard may share."""
-    failed = (Shard.build_id == build.id, Shard.score_error > 0)
+    failed = (Shard.build_id == build.id, or_(Shard.score_error > 0, Shard.complete < Shard.total))
     reopened = await session.execute(update(Shard).where(*failed).values(**_FRESH, score_only=True))
     assert isinstance(reopened, CursorResult)
     return reopened.rowcount

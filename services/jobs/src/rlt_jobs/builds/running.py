@@ -185,6 +185,8 @@ class Run:
                 scorer_id = scorer[1] if scorer else await repository.scorer_of(session, self.lease.build_id)
                 outcomes: list[Outcome] = [made.outcome for made in batch]
                 await self._task.write(session, outcomes, scorer_id=scorer_id, seconds=seconds)
+                if scorer_id is None and (why := {each.score.reason or "" for each in outcomes if each.score}):
+                    await repository.tell_unscored(session, self.lease.build_id, why)
                 if goes_on:
                     await stalls.went_on(session, self.lease.build_id)
         metrics.flush_rows.inc(len(batch))

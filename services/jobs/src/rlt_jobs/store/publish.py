@@ -187,12 +187,12 @@ class _Publisher:
 
     async def _nothing_selected(self, build: Build) -> None:
         async with self._database.begin() as session:
-            reason = await repository.commonest_error(session, build)
+            reason = await repository.why_unscored(session, build)
         detail = (
             "no sample is complete, scored and within the bounds of `selection`; the samples can be read all the same"
         )
         if reason is not None:
-            detail += f". {reason[1]} could not be scored: {reason[0]}"
+            detail += f". {reason}"
         await self.fail(ProblemDetails(type="nothing_selected", title="Nothing to publish", detail=detail))
 
     async def fail(self, problem: ProblemDetails) -> None:

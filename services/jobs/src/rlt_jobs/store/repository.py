@@ -28,8 +28,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rlt_client.errors import NotFound
 from rlt_client.schemas.builds import SourceFormat
 from rlt_client.schemas.common import ScoreStatus
-from rlt_jobs.builds.models import Build, Dataset, Problem, Sample, Score, Scorer
-from rlt_jobs.builds.repository import totals
+from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Score, Scorer
+from rlt_jobs.builds.repository import UNSCORED, totals
 from rlt_jobs.store.files import Stored
 from rlt_jobs.store.models import File, Upload, Version, VersionFile
 
@@ -37,7 +37,6 @@ __all__ = [
     "add_file",
     "add_upload",
     "add_version",
-    "commonest_error",
     "dataset",
     "datasets",
     "files_of",
@@ -51,6 +50,7 @@ __all__ = [
     "version_counts",
     "version_files",
     "versions",
+    "why_unscored",
     "written",
 ]
 
@@ -167,8 +167,8 @@ async def version_counts(session: AsyncSession, build: Build) -> dict[str, int]:
     }
 
 
-async def commonest_error(session: AsyncSession, build: Build) -> tuple[str, int] | None:
-    """The commonest reason for which this build's scorer gave no score, and how often."""
+async def why_unscored(session: AsyncSession, build: Build) -> str | None:
+    """The commonest reason for which this build's samples have no score."""
     query = (
         select(Score.reason, func.count())
         .where(*_scores_of(build), Score.status == ScoreStatus.score_error, Score.reason.is_not(None))
@@ -177,7 +177,10 @@ async def commonest_error(session: AsyncSession, build: Build) -> tuple[str, int
         .limit(1)
     )
     row = (await session.execute(query)).one_or_none()
-    return None if row is None or row[0] is None else (row[0], row[1])
+    if row is not None:
+        return f"{row[1]} could not be scored: {row[0]}"
+    told = select(Event.detail).where(Event.build_id == build.id, Event.kind == UNSCORED).order_by(Event.id).limit(1)
+    return await session.scalar(told)
 
 
 def _scores_of(build: Build) -> tuple[ColumnElement[bool], ...]:
