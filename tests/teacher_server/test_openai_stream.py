@@ -95,7 +95,8 @@ def test_who_hangs_up_ends_the_work(settings, conversation):
         admission = app.state.chat._sampler.admission
         body = {"model": "teacher", "messages": conversation, "n": 256, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
-            next(reply.iter_bytes())
+            frames = reply.iter_bytes()  # an iterator that nobody keeps closes the connection
+            next(frames)
             assert admission.inside == 256
         _until(lambda: admission.inside == 0)
 

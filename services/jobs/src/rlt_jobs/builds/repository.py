@@ -40,7 +40,6 @@ from rlt_jobs.leases import Claimed, ring_shards
 from rlt_service import telemetry
 
 __all__ = [
-    "UNSCORED",
     "ScorerChanged",
     "ScorerKey",
     "Totals",
@@ -66,7 +65,6 @@ __all__ = [
     "work_of",
 ]
 
-UNSCORED = "unscored"  # the kind of an event
 MOST_SHARDS = 10_000  # of a build; their sums take 5 to 10 ms
 
 _PROBLEM = ("build_id", "idx", "question_hash", "question", "answer", "system", "explanation", "first_idx", "meta")
@@ -377,8 +375,8 @@ async def tell_unscored(session: AsyncSession, build_id: int, reasons: Collectio
     """
     await session.execute(select(Build.id).where(Build.id == build_id).with_for_update(key_share=True))
     details = {f"refused before there was any score, so counted as skipped: {reason}" for reason in reasons}
-    told = await session.scalars(select(Event.detail).where(Event.build_id == build_id, Event.kind == UNSCORED))
-    await add_events(session, build_id, UNSCORED, [(None, each) for each in sorted(details.difference(told))])
+    told = await session.scalars(select(Event.detail).where(Event.build_id == build_id, Event.kind == "unscored"))
+    await add_events(session, build_id, "unscored", [(None, each) for each in sorted(details.difference(told))])
 
 
 async def newest_event(session: AsyncSession, build_id: int) -> int:

@@ -29,7 +29,7 @@ from rlt_client.errors import NotFound
 from rlt_client.schemas.builds import SourceFormat
 from rlt_client.schemas.common import ScoreStatus
 from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Score, Scorer
-from rlt_jobs.builds.repository import UNSCORED, totals
+from rlt_jobs.builds.repository import totals
 from rlt_jobs.store.files import Stored
 from rlt_jobs.store.models import File, Upload, Version, VersionFile
 
@@ -179,7 +179,7 @@ async def why_unscored(session: AsyncSession, build: Build) -> str | None:
     row = (await session.execute(query)).one_or_none()
     if row is not None:
         return f"{row[1]} could not be scored: {row[0]}"
-    told = select(Event.detail).where(Event.build_id == build.id, Event.kind == UNSCORED).order_by(Event.id).limit(1)
+    told = select(Event.detail).where(Event.build_id == build.id, Event.kind == "unscored").order_by(Event.id).limit(1)
     return await session.scalar(told)
 
 
