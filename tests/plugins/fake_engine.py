@@ -19,8 +19,16 @@ from rlt_teacher_server.engine.pool import Engines, PoolOptions
 __all__ = ["PROBE", "QUICK", "FakeEngine", "adapter", "asked", "eventually", "pool", "refusal", "weights"]
 
 PROBE = [1, 2, 3]
+LONG_S = 60.0  # a busy machine is no failure
 QUICK = PoolOptions(
-    check_s=0.01, same_s=0.02, drain_s=2, swap_wait_s=2, prove_s=0.5, start_s=1, retry_first_s=0.01, retry_last_s=0.05
+    check_s=0.01,
+    same_s=0.02,
+    drain_s=LONG_S,
+    swap_wait_s=LONG_S,
+    prove_s=LONG_S,
+    start_s=LONG_S,
+    retry_first_s=0.01,
+    retry_last_s=0.05,
 )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
-from plugins.fake_engine import FakeEngine, adapter, asked, eventually, pool, refusal, weights
+from plugins.fake_engine import PROBE, FakeEngine, adapter, asked, eventually, pool, refusal, weights
 
 from rlt_client.errors import ItemError, Unavailable
 from rlt_teacher_server.engine.base import Sample
 from rlt_teacher_server.engine.pool import Held
+from rlt_teacher_server.engine.pool.replica import Replica
 
 BASE = Held(weights())
 
@@ -48,7 +52,7 @@ async def test_samples_of_a_dead_engine_begin_anew_in_another():
             )
             for seed in range(6)
         ]
-        await asyncio.sleep(0.06)
+        await eventually(lambda: {seed for _, seed in told} == set(range(6)))
         [victim] = [engine for engine in engines if engine.inside]
         victim.kill()
         done = await asyncio.gather(*samples)
@@ -186,24 +190,38 @@ async def test_a_busy_engine_that_gets_on_is_believed_whatever_else_it_does_not_
 # Proof
 
 
+class Timed(FakeEngine):
+    """Notes how long nothing had proved it, at the begin of each probe."""
+
+    def __init__(self):
+        super().__init__()
+        self.proved = -math.inf
+        self.unproved = []
+
+    async def sample(self, request, watch=None):
+        if request.prompt_token_ids == PROBE:
+            self.unproved.append(time.monotonic() - self.proved)
+        sample = await super().sample(request, watch)
+        self.proved = time.monotonic()
+        return sample
+
+
 async def test_one_token_proves_an_idle_engine_for_a_while():
-    engine = FakeEngine()
+    engine = Timed()
     async with pool(engine, proof_s=0.1, check_s=0.005) as pooled:
-        assert engine.asked["probe"] == 1
         for _ in range(5):
             await pooled.ready()
-        assert engine.asked["probe"] == 1
-        await asyncio.sleep(0.25)
-        assert engine.asked["probe"] in (2, 3)
+        await eventually(lambda: len(engine.unproved) == 3)
+    assert min(engine.unproved) >= 0.1
 
 
 async def test_samples_prove_it_too():
-    engine = FakeEngine()
+    engine = Timed()
     async with pool(engine, proof_s=0.1, check_s=0.005) as pooled, pooled.session(BASE) as session:
         for _ in range(30):
             await session.group().sample(asked())
             await asyncio.sleep(0.01)
-    assert engine.asked["probe"] == 1
+    assert min(engine.unproved) >= 0.1
 
 
 async def test_an_engine_without_a_usable_token_never_serves(monkeypatch):
@@ -250,6 +268,34 @@ async def test_a_start_that_lost_only_adapters_is_noticed():
         await pooled.add(adapter("x"))
         engine.restart()
         await eventually(lambda: "x" in engine.loaded)
+
+
+class SlowToTell(FakeEngine):
+    """Of its adapters, when it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell, self.asked_for = asyncio.Event(), asyncio.Event()
+        self.tell.set()
+
+    async def adapters(self):
+        self.asked_for.set()
+        await self.tell.wait()
+        return await super().adapters()
+
+
+async def test_an_adapter_that_is_removed_while_the_engine_tells_what_it_holds_is_no_loss():
+    engine, counted = SlowToTell(), Counted()
+    async with pool(engine, events=counted) as pooled:
+        await pooled.add(adapter("x"))
+        engine.tell.clear()
+        engine.asked_for.clear()
+        await asyncio.wait_for(engine.asked_for.wait(), 60)
+        await pooled.remove("x")
+        engine.tell.set()
+        looks = engine.asked["holds"]
+        await eventually(lambda: engine.asked["holds"] > looks + 1)
+        assert not counted.failed
 
 
 async def test_what_changed_while_an_engine_was_away():
@@ -314,15 +360,27 @@ async def test_an_engine_that_does_not_take_an_adapter_any_more_stays_out_and_sa
         await eventually(lambda: all(up(pooled)))
 
 
-async def test_attempts_become_rarer():
+async def test_attempts_become_rarer(monkeypatch):
     """After 0.05 + 0.01, 0.02, 0.04, … seconds, and then every 0.25."""
-    engine = FakeEngine()
+    engine, naps, attempts = FakeEngine(), [], []
+    connect, nap = engine.connect, Replica.nap
+
+    async def timed():
+        attempts.append(time.monotonic())
+        await connect()
+
+    async def noted(self, seconds):
+        naps.append(seconds)
+        await nap(self, seconds)
+
+    monkeypatch.setattr(engine, "connect", timed)
+    monkeypatch.setattr(Replica, "nap", noted)
     engine.kill()
     async with pool(engine, retry_first_s=0.01, retry_last_s=0.2):
-        await asyncio.sleep(0.5)
-        assert engine.asked["connect"] in (4, 5, 6)
-        await asyncio.sleep(0.5)
-        assert engine.asked["connect"] in (6, 7, 8)
+        await eventually(lambda: len(attempts) > 7)
+    assert naps[:7] == [0.01, 0.02, 0.04, 0.08, 0.16, 0.2, 0.2]
+    pauses = [later - earlier for earlier, later in pairwise(attempts)]
+    assert all(pause > 0.049 + nap for pause, nap in zip(pauses, naps, strict=False))
 
 
 async def test_the_pool_ends_whatever_its_engines_do():

@@ -58,7 +58,10 @@ class Reconciler:
         seen, held = replica.seen, await replica.engine.holds()
         if (seen and seen.revision) != (held and held.revision):
             return False
-        return not replica.adapters or replica.adapters <= await replica.engine.adapters()
+        if not (before := replica.adapters):
+            return True
+        there = await replica.engine.adapters()
+        return before & replica.adapters <= there  # others were loaded or removed meanwhile
 
     async def _give(self, replica: Replica, target: Target) -> None:
         async with asyncio.timeout(self._fleet.options.load_s):
