@@ -246,18 +246,42 @@ async def test_a_build_that_another_one_reads_is_left_alone(
         await again(services, build_id)
 
 
-async def test_a_failed_build_gets_its_dead_shards_back(services: Services, ended: Ended) -> None:
+@pytest.mark.parametrize(("lo", "tries"), [(0, [0, 0, 0]), (4, [0, 0, 0, 1])])
+async def test_a_failed_build_gets_its_dead_shards_back(
+    services: Services, ended: Ended, platform: Any, lo: int, tries: list[int]
+) -> None:
+    """Of shard 0 the failed samples of Q1 are, which no second shard asks for beside it."""
     build_id = await ended()
-    async with services.database.begin() as session:
-        one = select(Shard.id).where(Shard.build_id == build_id).limit(1).scalar_subquery()
-        await session.execute(update(Shard).where(Shard.id == one).values(state=ShardState.dead, barren=5))
-        await session.execute(update(Build).where(Build.id == build_id).values(state=BuildState.failed))
+    await kill(services, build_id, lo)
+    asked = len(platform.requests)
     await again(services, build_id)
     await run(services, build_id)
+    explained = [each for each in platform.requests[asked:] if isinstance(each, ExplainRequest)]
+    assert Counter(each.question for each in explained) == {"Q1": 2}
     async with services.database.begin() as session:
+        found = select(Shard.try_).where(Shard.build_id == build_id).order_by(Shard.try_)
+        assert list(await session.scalars(found)) == tries
         assert (await session.get_one(Build, build_id)).state is BuildState.done
         event = await session.scalar(select(Event.detail).where(Event.build_id == build_id, Event.kind == "retried"))
     assert event == 'asked again: {"gen_status":["engine_error","cancelled"],"score_errors":false}'
+
+
+async def kill(services: Services, build_id: int, lo: int) -> None:
+    async with services.database.begin() as session:
+        shard = (Shard.build_id == build_id, Shard.lo == lo)
+        await session.execute(update(Shard).where(*shard).values(state=ShardState.dead, barren=5))
+        await session.execute(update(Build).where(Build.id == build_id).values(state=BuildState.failed))
+
+
+async def test_dead_shards_are_enough_to_ask_again(services: Services, make_build: MakeBuild) -> None:
+    """No sample has failed: there is none."""
+    build_id = await make_build(problems=3, n=2)
+    await kill(services, build_id, 0)
+    await again(services, build_id)
+    await run(services, build_id)
+    assert (await statuses(services, build_id)) == {(problem, "complete", 0): 2 for problem in range(3)}
+    async with services.database.begin() as session:
+        assert (await session.get_one(Build, build_id)).state is BuildState.done
 
 
 async def test_the_owner_alone_retries(services: Services, ended: Ended) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import CursorResult, func, or_, select, text, update
+from sqlalchemy import CursorResult, Result, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Conflict
@@ -19,6 +19,7 @@ from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
 from rlt_jobs.builds.lifecycle import ENDED, expect_ended
 from rlt_jobs.builds.models import Build, Event, Scorer, Shard
+from rlt_jobs.builds.outcomes import RETRIED
 from rlt_jobs.builds.quotas import admit_retry
 from rlt_jobs.builds.service import BuildService
 from rlt_jobs.database import Database
@@ -38,13 +39,23 @@ FROM (
     SELECT problem, count, ((sum(count) OVER (ORDER BY problem)) - count)::bigint / :size AS part
     FROM (SELECT s.problem, count(*) AS count FROM {failed} GROUP BY s.problem) failed
 ) cut GROUP BY part ORDER BY part"""
-_GENERATED = """samples s
-    WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[]))"""
+_again = ", ".join(f"'{status.value}'" for status in RETRIED)
+# Dead shards go on, and ask for these by themselves.
+_THEIRS = f"""
+    AND NOT EXISTS (
+        SELECT FROM shards d
+        WHERE d.build_id = :build AND d.state = 'dead' AND d.score_only = :score_only
+            AND s.problem >= d.lo AND s.problem < d.hi
+            AND (d.score_only OR (s.try = d.try AND s.gen_status IN ({_again}))
+                OR (s.try < d.try AND s.gen_status = ANY(d."only")))
+    )"""
+_GENERATED = f"""samples s
+    WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[])){_THEIRS}"""
 # What was refused before anything told who scores has no score at all.
-_UNSCORED = """samples s LEFT JOIN scores c ON c.build_id = :data AND c.problem = s.problem
+_UNSCORED = f"""samples s LEFT JOIN scores c ON c.build_id = :data AND c.problem = s.problem
         AND c.sample_idx = s.sample_idx AND c.scorer_id = CAST(:scorer AS bigint)
     WHERE s.build_id = :data AND s.gen_status = ANY(CAST(:only AS gen_status[]))
-    AND (c.status IS NULL OR c.status = 'score_error')"""
+    AND (c.status IS NULL OR c.status = 'score_error'){_THEIRS}"""
 
 _AGAIN, _SCORE_AGAIN = (text(f"{_INTO} {_CUT.format(failed=failed)}") for failed in (_GENERATED, _UNSCORED))
 
@@ -53,7 +64,8 @@ async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, s
     """`build` is locked and set running again.
 
     Raises:
-        Conflict: it has not ended, was cancelled, is being read by another build, or no sample failed in this way.
+        Conflict: it has not ended, was cancelled, is being read by another build, or no sample failed in this way and
+            no shard is dead.
     """
     await _check(session, build)
     try_ = 1 + (await session.scalar(select(func.max(Shard.try_)).where(Shard.build_id == build.id)) or 0)
@@ -63,7 +75,7 @@ async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, s
         made += await _generate(session, size, request)
     if request.score_errors:
         made += await _score(session, size, build, request)
-    if not made:
+    if not made + await _revive(session, build):
         raise Conflict(_nothing(build, request), type="nothing_to_retry")
     await _go_on(session, build, request)
 
@@ -98,9 +110,12 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
 async def _reopen(session: AsyncSession, build: Build) -> int:
     """The shards of a build that only scores count what lies in their ranges, which no other shard may share."""
     failed = (Shard.build_id == build.id, or_(Shard.score_error > 0, Shard.complete < Shard.total))
-    reopened = await session.execute(update(Shard).where(*failed).values(**_FRESH, score_only=True))
-    assert isinstance(reopened, CursorResult)
-    return reopened.rowcount
+    return _rows(await session.execute(update(Shard).where(*failed).values(**_FRESH, score_only=True)))
+
+
+async def _revive(session: AsyncSession, build: Build) -> int:
+    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
+    return _rows(await session.execute(update(Shard).where(*dead).values(_FRESH)))
 
 
 async def _check_tokens(session: AsyncSession, build: Build) -> None:
@@ -115,9 +130,12 @@ async def _check_tokens(session: AsyncSession, build: Build) -> None:
 
 
 async def _cut(session: AsyncSession, statement: Any, values: dict[str, Any]) -> int:
-    made = await session.execute(statement, values)
-    assert isinstance(made, CursorResult)
-    return made.rowcount
+    return _rows(await session.execute(statement, values))
+
+
+def _rows(changed: Result[Any]) -> int:
+    assert isinstance(changed, CursorResult)
+    return changed.rowcount
 
 
 def _nothing(build: Build, request: RetryRequest) -> str:
@@ -130,8 +148,6 @@ async def _go_on(session: AsyncSession, build: Build, request: RetryRequest) -> 
     build.state = BuildState.running
     build.error = build.finished_at = None
     build.barren = 0
-    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
-    await session.execute(update(Shard).where(*dead).values(_FRESH))
     asked = request.model_dump_json(exclude_none=True)
     session.add(Event(build_id=build.id, kind="retried", detail=f"asked again: {asked}"))
     await session.flush()
