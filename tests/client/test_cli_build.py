@@ -240,7 +240,8 @@ def test_the_bar_shows_states_pace_and_a_stall() -> None:
     assert "\x1b[33m━" in running  # yellow: cut off
     assert "5,000/8,000 62%" in running
     assert "12,345 tokens/s · 7 h 00 min left" in running
-    stalled = drawn(100, stalled_since=datetime.now(UTC), note="teacher down\x1b[2J", tokens_per_second=1.0)
+    now = datetime.now(UTC) + timedelta(hours=1)  # by the server's clock: no second goes by before it is drawn
+    stalled = drawn(100, stalled_since=now, note="teacher down\x1b[2J", tokens_per_second=1.0)
     assert "\x1b[1;37;41m" in stalled
     assert "STALLED for 0 s: teacher down␛[2J" in stalled
     assert "tokens/s" not in stalled

@@ -70,7 +70,7 @@ class Service:
             raise httpx.RemoteProtocolError("peer closed connection")
 
     def client(self, **options: Any) -> AsyncJobsClient:
-        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), **{"deadline": 5, **options})
+        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), **{"deadline": 60, **options})
 
     @property
     def ranges(self) -> list[str | None]:

@@ -47,7 +47,7 @@ class Played:
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
     def client(self) -> AsyncJobsClient:
-        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), deadline=5)
+        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), deadline=60)
 
 
 REQUEST = BuildRequest(dataset="d", problems=[BuildProblem(question="q", answer="a")], n=2)

@@ -96,7 +96,7 @@ class Service:
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
     def client(self) -> AsyncJobsClient:
-        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), deadline=5)
+        return AsyncJobsClient("http://jobs", transport=httpx.MockTransport(self), deadline=60)
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ def test_leaving_the_blocking_twin_closes_the_connection() -> None:
     """The transport is asked on another thread's loop: the reply must be closed there when one stops iterating."""
     stream = _Watched(frame("progress", a_build()))
     service = Service(reply(stream))
-    with JobsClient("http://jobs", transport=httpx.MockTransport(service), deadline=5) as jobs:
+    with JobsClient("http://jobs", transport=httpx.MockTransport(service), deadline=60) as jobs:
         watching = jobs.watch(1)
         assert next(watching).state is BuildState.running
         watching.close()
@@ -298,7 +298,7 @@ async def test_watching_gives_up_on_a_service_that_does_not_come_back() -> None:
         return reply(Broken(frame("progress", a_build())))
 
     transport = httpx.MockTransport(answer)
-    async with AsyncJobsClient("http://jobs", transport=transport, deadline=5, patience=0.1) as jobs:
+    async with AsyncJobsClient("http://jobs", transport=transport, deadline=60, patience=0.1) as jobs:
         with pytest.raises(TransportError, match="refused"):
             async with asyncio.timeout(60):
                 [each async for each in jobs.watch(1)]

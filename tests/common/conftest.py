@@ -147,10 +147,10 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 class LogLines(io.StringIO):
-    def records(self, **members: Any) -> list[dict[str, Any]]:
+    def records(self, least: int = 1, **members: Any) -> list[dict[str, Any]]:
         """The lines that have these members. A request's own line may come just after its reply: it is waited for."""
         deadline = time.monotonic() + 60
-        while not (found := self._having(members)) and time.monotonic() < deadline:
+        while len(found := self._having(members)) < least and time.monotonic() < deadline:
             time.sleep(0.01)
         return found
 

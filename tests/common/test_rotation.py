@@ -27,7 +27,7 @@ from rlt_service.secret_files import SETTLE_S, secret
 from rlt_service.settings import ServerSettings, load
 from rlt_service.sse import while_allowed
 
-WITHIN_S = LOOK_S + SETTLE_S + 8  # what is promised, and a busy machine
+WITHIN_S = LOOK_S + SETTLE_S + 60  # what is promised, and a busy machine
 
 
 def line(token: str, owner: str = "ann", scope: str = "reward") -> str:

@@ -64,13 +64,18 @@ async def test_a_watched_sample_is_the_same(engine, ask, given):
 
 
 async def test_tokens_are_told_while_others_are_still_to_come(engine, ask):
-    watch = Watch()
-    sampling = asyncio.create_task(engine.sample(ask(**LONG), watch))
-    await asyncio.wait_for(watch.begun.wait(), 60)
-    early = len(watch.ids)
-    sample = await sampling
-    assert early < len(sample.token_ids)
-    assert len(watch.told) > 1
+    async def told_early():
+        watch = Watch()
+        sampling = asyncio.create_task(engine.sample(ask(**LONG), watch))
+        await asyncio.wait_for(watch.begun.wait(), 60)
+        early = len(watch.ids)
+        sample = await sampling
+        return early < len(sample.token_ids) and len(watch.told) > 1
+
+    for _ in range(3):  # a process that stands still meanwhile hears of all at once
+        if await told_early():
+            return
+    pytest.fail("all tokens were told at once, three times")
 
 
 @pytest.mark.parametrize("wrong", [{"max_tokens": 300}, {"prompt_token_ids": [1, 10_000]}])
@@ -98,12 +103,27 @@ async def test_who_leaves_ends_the_work(engine, ask, same, watched):
     alone = await engine.sample(ask(seed=9))
     assert await settled(engine, 0)
     watch = Watch() if watched else None
-    tasks = [asyncio.create_task(engine.sample(ask(**LONG, seed=seed), watch)) for seed in range(6)]
-    assert await settled(engine, 6)
-    began = time.monotonic()
-    for task in tasks:
-        task.cancel()
-    assert await settled(engine, 0)
-    assert time.monotonic() - began < 5
-    assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True))
+
+    async def without_end(seed):
+        while True:
+            await engine.sample(ask(**LONG, seed=seed), watch)
+
+    async def left():
+        """Seconds from when six leave until their work has ended."""
+        tasks = [asyncio.create_task(without_end(seed)) for seed in range(6)]
+        assert await settled(engine, 6)
+        began = time.monotonic()
+        for task in tasks:
+            task.cancel()
+        assert await settled(engine, 0)
+        seconds = time.monotonic() - began
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+        return seconds
+
+    for _ in range(3):  # a machine may stand still for as long
+        if await left() < 5:
+            break
+    else:
+        pytest.fail("the work of those who left went on, three times")
     assert same(alone, await engine.sample(ask(seed=9)))

@@ -178,7 +178,7 @@ def _loads_as_a_hugging_face_folder(folder: Path, rows: int) -> None:
 
 def test_a_build_can_be_paused_and_cancelled(stack, jobs: JobsClient, problems: Path) -> None:
     rows = [BuildProblem(**json.loads(line)["only"]) for line in _only(problems)]
-    build = jobs.create_build(BuildRequest(dataset="paused", problems=rows, n=64))
+    build = jobs.create_build(BuildRequest(dataset="paused", problems=rows, n=512))  # more than it can make meanwhile
     assert "paused" in stack.rlt("build", "pause", str(build.id))
     assert jobs.build(build.id).state is BuildState.paused
     stack.rlt("build", "resume", str(build.id))

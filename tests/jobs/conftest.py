@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -21,7 +22,7 @@ from rlt_client.schemas.common import GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest
 from rlt_client.testing import FakePlatform
 from rlt_jobs.builds import repository
-from rlt_jobs.builds.models import Build
+from rlt_jobs.builds.models import Build, Shard
 from rlt_jobs.builds.outcomes import Outcome, Scored, Texts
 from rlt_jobs.builds.spec import Spec, request_hash
 from rlt_jobs.builds.work import Services
@@ -52,10 +53,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 async def make_build(database: Database) -> MakeBuild:
     """A running build of `problems` × `n` samples in shards of `shard_samples`; gives its id.
 
-    Builds that earlier tests left open are cancelled: claims take the best shard of all.
+    Builds that earlier tests left open are cancelled: claims take the best shard of all. No lease of theirs runs out.
     """
     async with database.begin() as session:
         await session.execute(update(Build).where(Build.finished_at.is_(None)).values(state=BuildState.cancelled))
+        for leased in (Build, Shard):
+            await session.execute(update(leased).where(leased.lease_until.is_not(None)).values(lease_until=None))
 
     async def make(
         *, problems: int = 3, n: int = 2, shard_samples: int = 256, owner: str = "ann", **options: Any
@@ -132,6 +135,8 @@ class Platform(FakePlatform):
         self.rules: list[Callable[[str, str], APIError | None]] = []
         self.delay = 0.0
         """Seconds of an explanation."""
+        self.left = math.inf
+        """Explanations that are still written; those asked for after them take for ever."""
 
     @staticmethod
     def said(question: str, seed: int | None) -> str:
@@ -140,7 +145,8 @@ class Platform(FakePlatform):
     def transport(self) -> httpx.AsyncBaseTransport:
         async def answer(request: httpx.Request) -> httpx.Response:
             if request.url.path == "/explain":
-                await asyncio.sleep(self.delay)
+                self.left -= 1
+                await asyncio.sleep(self.delay if self.left >= 0 else 3_600)
             return self.handle(request)
 
         return httpx.MockTransport(answer)

@@ -206,11 +206,10 @@ class Slow:
         return await self.exports.fetch(self.key, export, along=along)
 
     async def written(self) -> Stored:
-        for _ in range(500):
-            if found := await self.exports.stored(self.key):
-                return found
-            await asyncio.sleep(0.01)
-        raise AssertionError("it is not written")
+        async with asyncio.timeout(60):
+            while not (found := await self.exports.stored(self.key)):  # noqa: ASYNC110 it is told to its readers alone
+                await asyncio.sleep(0.01)
+        return found
 
 
 @pytest_asyncio.fixture(loop_scope="module")

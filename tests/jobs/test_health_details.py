@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ async def details(settings: Settings) -> JobsHealth:
 
 
 async def test_all_is_well(configured: Settings, database: Database) -> None:
+    began = datetime.now(UTC)
     async with database.begin() as session:
         await ring_canaries(session, CANARY)
         await answer_canary(session, "shards")
     found = await details(configured)
+    ended = datetime.now(UTC)
     assert (found.database.ok, found.database.revision, found.database.newest) == (
         True,
         schema.newest(),
@@ -67,15 +70,17 @@ async def test_all_is_well(configured: Settings, database: Database) -> None:
     assert found.database.version is not None
     assert int(found.database.version.split(".")[0]) >= 15
     assert found.database.now is not None
-    assert abs((found.database.now - found.now).total_seconds()) < 5
+    assert began <= found.now <= ended
+    assert began <= found.database.now <= ended
     assert (found.broker.ok, found.broker.maxmemory_policy) == (True, "noeviction")
     assert found.store.ok
     assert 0 < (found.store.free_bytes or 0) < (found.store.total_bytes or 0)
     queues = {queue.name: queue for queue in found.queues}
     assert set(queues) == {"shards", "imports", "exports"}
     assert (queues["shards"].messages, queues["imports"].answered_seconds) == (0, None)
-    assert (queues["shards"].answered_seconds or 0) < 10
-    assert (queues["imports"].rung_seconds or 0) < 10
+    passed = (ended - began).total_seconds()
+    assert 0 < (queues["shards"].answered_seconds or 0) < passed
+    assert 0 < (queues["imports"].rung_seconds or 0) < passed
     assert found.outbox is not None
     assert found.outbox.waiting == 3
 

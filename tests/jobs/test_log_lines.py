@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import text, update
 
 from rlt_client.errors import Unavailable
+from rlt_jobs import leases
 from rlt_jobs.app import build as build_app
 from rlt_jobs.builds.importer import run_import
 from rlt_jobs.builds.models import Build, Shard
@@ -48,7 +50,10 @@ async def test_a_shard(services: Services, make_build: Any, lines: Any) -> None:
     assert (published["build_id"], published["owner"]) == (build_id, "bob")
 
 
-async def test_a_shard_that_fails(services: Services, platform: Any, make_build: Any, lines: Any) -> None:
+async def test_a_shard_that_fails(
+    services: Services, platform: Any, make_build: Any, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_pause", lambda: timedelta(hours=1))  # one lease, however slow the shift is
     build_id = await make_build(problems=1, n=1)
     platform.rules.append(lambda path, _: Unavailable("down") if path == "/explain" else None)
     await work_shard(services, 0)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -39,6 +41,8 @@ from rlt_jobs.settings import Settings
 from rlt_service.testing import running
 
 LATENCY = 0.05  # seconds of an explanation: enough that a kill finds requests under way
+CONNECTED = """
+SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'rlt-jobs worker'"""
 
 
 def said(question: str, seed: int | None) -> str:
@@ -46,13 +50,24 @@ def said(question: str, seed: int | None) -> str:
 
 
 class Platform(FakePlatform):
-    """Counts, and can be told to be ill."""
+    """Can be told to be ill, and how many explanations it writes: work does not end before a test has seen it."""
 
     def __init__(self) -> None:
         super().__init__(explain=self._explained, refuse=self._refusal)
         self.down = False
+        self._left = math.inf
+        self._more = threading.Condition()
+
+    def write(self, most: float = math.inf) -> None:
+        """So many explanations more; whoever asks for others waits."""
+        with self._more:
+            self._left = most
+            self._more.notify_all()
 
     def _explained(self, request: ExplainRequest, _index: int) -> str:
+        with self._more:
+            self._more.wait_for(lambda: self._left > 0)
+            self._left -= 1
         time.sleep(LATENCY * random.uniform(0.5, 1.5))
         return said(request.question, request.seed)
 
@@ -132,7 +147,7 @@ def service(
         reward_url=platform[1],
         store=str(folder / "store"),
         shard_samples=20,
-        lease_seconds=2,
+        lease_seconds=60,
         heartbeat_seconds=0.5,
         flush_seconds=0.3,
         patience_seconds=0,
@@ -171,8 +186,11 @@ def exactly(service: Service, build: int, problems: int, n: int) -> None:
     assert service.query("SELECT count(*) FROM spool") == [(0,)]
 
 
-def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(service: Service) -> None:
+def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(
+    service: Service, platform: tuple[Platform, str]
+) -> None:
     problems, n = 40, 4
+    platform[0].write(40)
     service.start("relay")
     worker = service.start("worker")
     rows = [{"question": f"Q{i}", "answer": f"A{i}"} for i in range(problems)]
@@ -185,6 +203,10 @@ def test_a_killed_worker_and_a_forgetful_broker_lose_nothing_and_double_nothing(
     os.killpg(worker.pid, signal.SIGKILL)  # the worker and all its processes, requests under way
     worker.wait()
     assert 12 <= made(service, id) < problems * n, "the kill came too late to prove anything"
+    platform[0].write()
+    until(lambda: not service.query(CONNECTED), 60, service.logs)
+    # as if their time had passed: leases short enough to wait for would be lost wherever the machine stands still
+    assert service.query("UPDATE shards SET lease_until = now() WHERE state = 'running' RETURNING id")
     with redis.Redis.from_url(service.settings.redis_url) as broker:
         broker.flushall()  # and what was queued is forgotten
     service.start("worker")
@@ -215,10 +237,12 @@ def test_an_upload_is_built_through_an_outage_and_exported_by_the_client(
     source = tmp_path / "problems.jsonl"
     source.write_text("".join(json.dumps({"question": f"U{i}", "answer": f"A{i}"}) + "\n" for i in range(problems)))
     with JobsClient(str(service.http.base_url)) as jobs:
+        platform[0].write(20)
         upload = jobs.upload(source)
         build = jobs.create_build(BuildRequest(dataset="uploaded", source=Source(upload=upload.id), n=n))
         until(lambda: made(service, build.id) >= 5, 60, service.logs)
         platform[0].down = True
+        platform[0].write()
         time.sleep(1)  # leases end, and those who come find nobody ready
         assert jobs.build(build.id).state is BuildState.running
         platform[0].down = False
@@ -236,14 +260,16 @@ def test_an_upload_is_built_through_an_outage_and_exported_by_the_client(
         until(lambda: service.query(arrived) == [(True,)], 30, service.logs)
 
 
-def test_a_worker_told_to_stop_gives_its_shards_back_and_ends(service: Service) -> None:
+def test_a_worker_told_to_stop_gives_its_shards_back_and_ends(service: Service, platform: tuple[Platform, str]) -> None:
     """After the second test, with the same worker."""
     worker = service.processes[-1]
+    platform[0].write(40)
     rows = [{"question": f"S{i}", "answer": "A"} for i in range(200)]
     id = service.http.post("/builds", json={"dataset": "stopped", "problems": rows, "n": 4}).json()["id"]
     until(lambda: made(service, id) >= 5, 60, service.logs)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0, service.logs()
+    platform[0].write()
     states = "SELECT count(*) FILTER (WHERE state = 'running'), max(barren) FROM shards WHERE build_id = %s"
     assert service.query(states, id) == [(0, 0)], service.logs()
     assert 5 <= made(service, id) < 800

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +19,8 @@ from rlt_client.schemas.builds import BuildState, ShardState
 from rlt_client.schemas.common import FieldError, GenStatus, ScoreStatus
 from rlt_client.schemas.explain import ExplainRequest, ExplainResponse
 from rlt_client.schemas.reward import RewardItem, RewardRequest
-from rlt_jobs.builds import lifecycle
+from rlt_jobs import leases
+from rlt_jobs.builds import control, lifecycle, work
 from rlt_jobs.builds.models import Build, Sample, Score, Scorer, Shard
 from rlt_jobs.builds.outcomes import decompress
 from rlt_jobs.builds.spec import sample_seed
@@ -178,8 +182,9 @@ async def test_a_server_that_is_not_ready_changes_nothing(
 
 @pytest.mark.parametrize(("path", "reason"), [("/explain", "TeacherUnhealthy"), ("/reward", "RewardUnhealthy")])
 async def test_a_server_that_breaks_in_the_middle_makes_no_sample_an_error(
-    services: Services, make_build: Any, platform: Any, path: str, reason: str
+    services: Services, make_build: Any, platform: Any, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
 ) -> None:
+    monkeypatch.setattr(leases, "_pause", lambda: timedelta(hours=1))  # one lease a shift, however slow it is
     build_id = await make_build(problems=3, n=1)
     platform.rules.append(lambda asked, _: Unavailable("out of memory") if asked == path else None)
     shard = await run(services, build_id)
@@ -312,7 +317,7 @@ async def test_a_build_that_is_stopped_keeps_what_is_finished(
     services: Services, make_build: Any, platform: Any, stop: BuildState
 ) -> None:
     build_id = await make_build(problems=80, n=1)
-    slow(platform, 0.5)  # ten seconds of work
+    slow(platform, 0.5, most=40)
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
     async with services.database.begin() as session:
@@ -329,7 +334,7 @@ async def test_a_build_that_is_stopped_keeps_what_is_finished(
 
 async def test_a_paused_build_goes_on_where_it_stopped(services: Services, make_build: Any, platform: Any) -> None:
     build_id = await make_build(problems=80, n=1)
-    slow(platform, 0.5)
+    slow(platform, 0.5, most=40)
     working = asyncio.create_task(run(services, build_id))
     await until_some(services.database, build_id)
     async with services.database.begin() as session:
@@ -363,7 +368,7 @@ async def test_a_lost_lease_stops_the_work_and_the_flush(services: Services, mak
 
 async def test_a_worker_that_shuts_down_gives_back_at_once(services: Services, make_build: Any, platform: Any) -> None:
     build_id = await make_build(problems=60, n=1)
-    slow(platform, 0.5)
+    slow(platform, 0.5, most=30)
     draining = [False]
     working = asyncio.create_task(run(replace(services, draining=lambda: draining[0]), build_id))
     await until_some(services.database, build_id)
@@ -374,11 +379,17 @@ async def test_a_worker_that_shuts_down_gives_back_at_once(services: Services, m
     assert (await shard_of(services.database, build_id)).state is ShardState.ready
 
 
-async def test_a_lease_ends_before_celery_would_end_it(services: Services, make_build: Any, platform: Any) -> None:
+async def test_a_lease_ends_before_celery_would_end_it(
+    services: Services, make_build: Any, platform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_id = await make_build(problems=60, n=1)
-    slow(platform, 0.5)
-    short = services.settings.model_copy(update={"shard_limit_seconds": 0.6})
-    shard = await asyncio.wait_for(run(replace(services, settings=short), build_id), 60)
+    slow(platform, 0.5, most=30)
+    working = asyncio.create_task(run(services, build_id))
+    await until_some(services.database, build_id)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + services.settings.shard_limit_seconds)
+    for module in (control, work):
+        monkeypatch.setattr(module, "time", later)
+    shard = await asyncio.wait_for(working, 60)
     assert (shard.state, shard.barren) == (ShardState.ready, 0)
     assert shard.complete > 0
 
@@ -388,7 +399,8 @@ async def test_a_scorer_that_changes_between_leases_is_noticed(
 ) -> None:
     build_id = await make_build(problems=2, n=1, shard_samples=1)
     async with services.database.begin() as session:
-        first, second = (await session.scalars(select(Shard.id).where(Shard.build_id == build_id))).all()
+        ids = select(Shard.id).where(Shard.build_id == build_id).order_by(Shard.lo)
+        first, second = (await session.scalars(ids)).all()
     await hold_back(services.database, build_id, datetime.now(UTC) + timedelta(hours=1), lo=1)
     await work_shard(services, first)
     await hold_back(services.database, build_id, None)
@@ -437,9 +449,9 @@ async def test_a_database_that_goes_away_for_a_moment_is_waited_for(
     assert (shard.state, shard.complete) == (ShardState.done, 5)
 
 
-def slow(platform: Any, seconds: float) -> None:
-    """Explanations take their time, without holding up the event loop."""
-    platform.delay = seconds
+def slow(platform: Any, seconds: float, *, most: float = math.inf) -> None:
+    """Explanations take their time, without holding up the event loop, and those after so many take for ever."""
+    platform.delay, platform.left = seconds, most
 
 
 async def until_some(database: Database, build_id: int) -> None:

@@ -212,8 +212,8 @@ async def test_the_whole_group_of_a_dead_program_ends(stack, script, tmp_path: P
     children: list[int] = []
 
     def again() -> bool:
-        if record.state is StackState.ready and not children:
-            children.append(int((tmp_path / "child").read_text()))
+        if record.state is StackState.ready and not children and (pid := (tmp_path / "child").read_text()):
+            children.append(int(pid))
             os.kill(record.components["pool"].pid, signal.SIGKILL)
         return len((tmp_path / "child").read_text().split()) == 2 if children else False
 

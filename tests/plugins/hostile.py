@@ -73,6 +73,6 @@ def hostile() -> Iterator[Callable[[str, str], Hostile]]:
 
         def connect(url: str) -> socket.socket:
             address = urlsplit(url)
-            return stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=10))
+            return stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))
 
         yield lambda url, path: Hostile(lambda: connect(url), path)

@@ -160,9 +160,10 @@ def test_mappings(
     mapping: dict[str, Any],
     function: Callable[[float], float],
 ) -> None:
-    plain = scores(hosted, golden_items[:4], spec=preset)
-    given = scores(hosted, golden_items[:4], spec={"preset": preset, "mapping": mapping})
-    for before, after in zip(plain, given, strict=True):
+    for item in golden_items[:4]:  # each alone: in company the last digits differ
+        [before], [after] = (
+            scores(hosted, [item], spec=spec) for spec in (preset, {"preset": preset, "mapping": mapping})
+        )
         assert after.components
         assert after.components.unmapped is not None
         assert after.components.unmapped == pytest.approx(before.value(), abs=1e-6)
@@ -268,19 +269,17 @@ def test_with_one_tokenizer_segments_are_tokens(
     hosted: httpx.Client, golden_items: list[RewardItem], sent: list[TeacherTokens], kl: str
 ) -> None:
     with_ids = [item.model_copy(update={"teacher": ids}) for item, ids in zip(golden_items, sent, strict=True)]
-    for items in (golden_items[:6], with_ids[:6]):
-        by_token, by_segment = (scores(hosted, items, spec={"preset": p, "kl": kl}) for p in ("rlt", "rlt_segments"))
-        for token, segment in zip(by_token, by_segment, strict=True):
-            assert segment.value() == pytest.approx(token.value(), abs=1e-5)
-            assert segment.counts
-            assert segment.token_scores
-            assert token.token_scores
-            found = segment.token_scores.think.segments
-            if not segment.counts.n_think:
-                continue
-            assert found
-            assert segment.counts.n_segments == segment.counts.n_think == len(found.kl)
-            # each side's log-probs are the same to 1e-5 in any batch
-            assert found.kl == pytest.approx(token.token_scores.think.kl, abs=2e-5)
-            assert found.texts == segment.token_scores.think.texts
-            assert [*zip(found.starts, found.ends, strict=True)] == [(n, n + 1) for n in range(len(found.kl))]
+    for item in (*golden_items[:6], *with_ids[:6]):  # each alone: k3 blows up the last digits, which company changes
+        [token], [segment] = (scores(hosted, [item], spec={"preset": p, "kl": kl}) for p in ("rlt", "rlt_segments"))
+        assert segment.value() == pytest.approx(token.value(), abs=1e-5)
+        assert segment.counts
+        assert segment.token_scores
+        assert token.token_scores
+        found = segment.token_scores.think.segments
+        if not segment.counts.n_think:
+            continue
+        assert found
+        assert segment.counts.n_segments == segment.counts.n_think == len(found.kl)
+        assert found.kl == pytest.approx(token.token_scores.think.kl, abs=2e-5)
+        assert found.texts == segment.token_scores.think.texts
+        assert [*zip(found.starts, found.ends, strict=True)] == [(n, n + 1) for n in range(len(found.kl))]

@@ -208,9 +208,12 @@ def test_segments_of_two_tokenizers(
     assert len(found) == len(shared) - 1
 
 
+ANY = st.characters(exclude_categories=["Cs"], exclude_characters="▁")  # which is a space to one of the tokenizers
+
+
 @settings(max_examples=60, deadline=None)  # a busy machine is slow, not wrong
 @given(
-    text=st.text(st.sampled_from("aes7 \n\t,.é日🦊\u200d…ßΩ") | st.characters(exclude_categories=["Cs"]), min_size=1),
+    text=st.text(st.sampled_from("aes7 \n\t,.é日🦊\u200d…ßΩ") | ANY, min_size=1),
     pair=st.sampled_from(PAIRS),
     teacher_of=st.sampled_from([teacher_side, sent_side]),
 )

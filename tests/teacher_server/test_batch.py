@@ -205,7 +205,7 @@ async def test_a_caller_that_hangs_up_stops_all_problems(teacher, teacher_url, p
     body = {"problems": [problem] * 500, "n": 8, "max_tokens": 240, "temperature": 2.0}
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ReadTimeout):
-            await client.post(f"{teacher_url}/explain/batch", json=body, timeout=0.5)
+            await client.post(f"{teacher_url}/explain/batch", json=body, timeout=httpx.Timeout(60, read=0.5))
         await eventually(lambda: inside(teacher) == 0, seconds=20)
 
 

@@ -39,14 +39,16 @@ def decoder(model, codec):
 
 class Watched(Decoder):
     """A decoder that notes what it is asked: rows that started together, and rows of each step. `hook` may fail or
-    wait before either."""
+    wait before either. Of the steps after `until` it waits for `go_on`: nothing runs out while a test looks."""
 
     def __init__(self, model, decode, hook=lambda rows: None):
         super().__init__(model, decode)
         self.hook = hook
         self.started = []
         self.steps = []
+        self.until = None
         self.third_step = threading.Event()
+        self.go_on = threading.Event()
 
     def start(self, rows):
         self.started.append(len(rows))
@@ -57,6 +59,8 @@ class Watched(Decoder):
         self.steps.append(len(batch.rows))
         if len(self.steps) == 3:
             self.third_step.set()
+        if self.until is not None and len(self.steps) >= self.until:
+            assert self.go_on.wait(60)
         self.hook(batch.rows)
         super().sample(batch)
 
@@ -97,7 +101,14 @@ def ask_long(seed=0, **given):
 
 
 async def third_step(decoder):
-    assert await asyncio.to_thread(decoder.third_step.wait, 20)
+    assert await asyncio.to_thread(decoder.third_step.wait, 60)
+
+
+async def reached(decoder, step):
+    """It is about to do this step."""
+    async with asyncio.timeout(60):
+        while len(decoder.steps) < step:  # noqa: ASYNC110 another thread counts
+            await asyncio.sleep(0.002)
 
 
 async def test_what_comes_together_runs_together(engine_of, watched):
@@ -108,13 +119,17 @@ async def test_what_comes_together_runs_together(engine_of, watched):
 
 
 async def test_new_requests_join_those_under_way(engine_of, watched):
+    watched.until = 3
     async with engine_of(watched) as engine:
         long = asyncio.create_task(engine.sample(ask_long(1)))
         await third_step(watched)
-        short = await engine.sample(ask(2))
+        joining = asyncio.create_task(engine.sample(ask(2)))
+        await asyncio.sleep(0)
+        watched.go_on.set()
+        short, whole = await asyncio.gather(joining, long)
         assert len(short.token_ids) == 8
-        assert not long.done()
-        assert len((await long).token_ids) == LONG
+        assert len(whole.token_ids) == LONG
+        assert short.finished < whole.finished
     assert len(watched.steps) == LONG, "the long one was never held up"
     assert watched.steps.count(2) == 8
 
@@ -122,11 +137,16 @@ async def test_new_requests_join_those_under_way(engine_of, watched):
 async def test_what_joins_and_what_is_joined_give_what_they_give_alone(engine_of, watched, decoder):
     """Prompts of 2 to 20 tokens, each coming while all before it still run, or after some of them have left."""
     requests = [ask(i, max_tokens=60 - 5 * i, prompt_token_ids=list(range(1, 3 + 2 * i))) for i in range(10)]
+    hold = threading.Semaphore(0)
+    watched.hook = lambda rows: rows[0].ids and hold.acquire(timeout=60)
     async with engine_of(watched) as engine:
         tasks = []
-        for request in requests:
+        for place, request in enumerate(requests):
             tasks.append(asyncio.create_task(engine.sample(request)))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
+            hold.release(8 if place else 7)  # the first step of all needs none
+            await reached(watched, 8 * (place + 1) + 1)
+        hold.release(1000)
         together = await asyncio.gather(*tasks)
     assert len(watched.started) > 3, "they did not come one after the other"
     assert max(watched.steps) > 2, "they did not run together"
@@ -169,6 +189,7 @@ async def test_a_model_whose_state_cannot_be_joined_runs_one_batch_after_another
 
 
 async def test_gauges_tell_who_runs_and_who_waits(engine_of, watched):
+    watched.until = 3
     async with engine_of(watched, batch_tokens=2 * (3 + LONG)) as engine:
         assert _figures(await engine.gauges()) == (0, 0)
         tasks = [asyncio.create_task(engine.sample(ask_long(seed))) for seed in range(5)]
@@ -177,33 +198,38 @@ async def test_gauges_tell_who_runs_and_who_waits(engine_of, watched):
         tasks[4].cancel()
         await asyncio.sleep(0)
         assert _figures(await engine.gauges()) == (2, 2)
+        watched.go_on.set()
         await asyncio.gather(*tasks[:4])
         assert _figures(await engine.gauges()) == (0, 0)
 
 
 async def test_a_cancelled_sample_leaves_at_the_next_step(engine_of, watched):
     """Of three, one goes; a short one then joins the other two, and three steps later it has left too."""
+    watched.until = 3
     async with engine_of(watched) as engine:
         gone, *others = (asyncio.create_task(engine.sample(ask_long(seed))) for seed in range(3))
         await third_step(watched)
         assert _figures(await engine.gauges()) == (3, 0)
         gone.cancel()
+        joining = asyncio.create_task(engine.sample(ask(max_tokens=3)))
         await asyncio.sleep(0)
-        seen = len(watched.steps)
-        await engine.sample(ask(max_tokens=3))
-        assert _figures(await engine.gauges()) == (2, 0)
-        await asyncio.gather(*others)
-    left = watched.steps[seen + 1 :]  # one step at most was under way
+        watched.go_on.set()
+        short, *long = await asyncio.gather(joining, *others)
+        assert all(short.finished < sample.finished for sample in long)
+        assert _figures(await engine.gauges()) == (0, 0)
+    left = watched.steps[3:]  # the third step was under way
     assert set(left) == {2, 3}
     assert left.count(3) <= 3
 
 
 async def test_a_batch_ends_when_all_its_callers_have_gone(engine_of, watched):
+    watched.until = 3
     async with engine_of(watched) as engine:
         tasks = [asyncio.create_task(engine.sample(ask_long(seed))) for seed in range(4)]
         await third_step(watched)
         for task in tasks:
             task.cancel()
+        watched.go_on.set()
         await engine.sample(ask())
         assert _figures(await engine.gauges()) == (0, 0)
     assert len(watched.steps) < 40
@@ -248,9 +274,11 @@ async def test_any_other_failure_is_named_too(engine_of, watched):
 
 
 async def test_what_is_not_finished_at_the_end_is_unavailable(engine_of, watched):
+    watched.until = 3
     async with engine_of(watched, batch_tokens=1) as engine:
         tasks = [asyncio.create_task(engine.sample(ask_long(seed))) for seed in range(3)]
         await third_step(watched)
+        tasks[0].add_done_callback(lambda _: watched.go_on.set())
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, Unavailable) for result in results)
     assert len(watched.steps) < 40
@@ -259,13 +287,13 @@ async def test_what_is_not_finished_at_the_end_is_unavailable(engine_of, watched
 
 
 async def test_a_decoder_that_hangs_is_not_alive(engine_of, watched, monkeypatch):
-    gate = threading.Event()
-    watched.hook = lambda rows: gate.wait(10)
+    inside, gate = threading.Event(), threading.Event()
+    watched.hook = lambda rows: (inside.set(), gate.wait(60))
     async with engine_of(watched) as engine:
         task = asyncio.create_task(engine.sample(ask()))
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(inside.wait, 60)
         await engine.alive()
-        monkeypatch.setattr(embedded, "STUCK_S", 0.01)
+        monkeypatch.setattr(embedded, "STUCK_S", 0.0)
         with pytest.raises(Unavailable):
             await engine.alive()
         monkeypatch.undo()
@@ -303,6 +331,7 @@ async def test_a_step_wakes_the_event_loop_once_and_only_for_who_listens(engine_
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (calls.append(args), wake(*args))[1])
         await asyncio.gather(*(engine.sample(ask(seed)) for seed in range(10)))
         deaf = sum(args[0] is embedded._deliver for args in calls)
+        await loop.run_in_executor(engine._thread, int)  # its thread may still be looking for more to do
         calls.clear()
         await asyncio.gather(*(engine.sample(ask(seed), lambda ids: None) for seed in range(10)))
         heard = sum(args[0] is embedded._deliver for args in calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 import weakref
 
 import pytest
@@ -19,6 +20,7 @@ from rlt_client.errors import InvalidRequest, ItemError
 from rlt_client.prompts import teacher_prompt
 from rlt_service.revision import model_revision
 from rlt_teacher_server.engine.base import Adapter, FullWeights, SampleRequest
+from rlt_teacher_server.engine.decoding import Decoder
 from rlt_teacher_server.engine.transformers import TransformersEngine
 from rlt_teacher_server.engine.weights import Loader
 from rlt_teacher_server.model import load_model
@@ -127,15 +129,24 @@ async def test_adapters_and_their_base_at_once(engine, ask, tiny_adapter):
     assert all(same(sample, alone[name]) for name, sample in zip(names * 5, crowd, strict=True))
 
 
-async def test_one_policy_does_not_wait_for_another_ones_long_sample(make_engine, ask, tiny_adapter):
-    first = asyncio.Event()
+async def test_one_policy_does_not_wait_for_another_ones_long_sample(make_engine, ask, tiny_adapter, monkeypatch):
+    first, queued, sample = asyncio.Event(), threading.Event(), Decoder.sample
+
+    def held(self, batch):
+        if batch.rows[0].ids:
+            assert queued.wait(60)
+        sample(self, batch)
+
+    monkeypatch.setattr(Decoder, "sample", held)
     async with make_engine(eos_token_ids=()) as engine:
         await engine.add(lora(tiny_adapter(1), "one"))
         slow = asyncio.create_task(engine.sample(ask(max_tokens=200, temperature=2.0), lambda ids: first.set()))
         await first.wait()
-        assert (await engine.sample(ask(max_tokens=5, adapter="one"))).token_ids
-        assert not slow.done()
-        slow.cancel()
+        quick = asyncio.create_task(engine.sample(ask(max_tokens=5, adapter="one")))
+        await asyncio.sleep(0)
+        queued.set()
+        assert (await quick).token_ids
+        assert (await quick).finished < (await slow).finished
 
 
 async def test_adapters_share_the_tensors_of_their_base(engine, ask, tiny_adapter):

@@ -116,9 +116,12 @@ async def test_what_nobody_uses_any_more_is_forgotten(world):
         seen = weakref.ref((await publish(served, world.lora("one", 9))).version)
         await publish(served, world.lora("one", 10))
         del done
-        await asyncio.sleep(0.01)
-        gc.collect()
-        assert seen() is None
+
+        def forgotten():
+            gc.collect()
+            return seen() is None
+
+        await eventually(forgotten)
         assert len(served.policies.infos()) == 2
 
 
@@ -295,15 +298,17 @@ async def test_several_engines_change_one_after_the_other_and_no_request_mixes(w
     engines = [world.engine(seconds=0.02) for _ in range(3)]
     other = model_revision(world.full("other", 1))
     async with world.serving(*engines) as served:
-        seen = []
+        seen, published = [], asyncio.Event()
 
         async def ask():
-            for _ in range(20):
+            while not published.is_set():
                 seen.append(await held_by(served))
+            seen.append(await held_by(served))
 
         asking = [asyncio.create_task(ask()) for _ in range(8)]
-        await asyncio.sleep(0.03)
+        await eventually(lambda: seen)
         await publish(served, world.root / "other", name="other", activate=True)
+        published.set()
         await asyncio.gather(*asking)
         assert set(seen) == {base, other}
         await eventually(lambda: {engine.full.revision for engine in engines} == {other})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from rlt_service.keys import Key, create_token, hash_token
 from rlt_service.revision import model_revision
 from rlt_service.testing import running
 from rlt_teacher_server.app import build
+from rlt_teacher_server.engine.weights import Loader
 
 MakeAdapter = Callable[..., Path]
 QUESTION = {"question": "Q 36 A +5 B *3 C +11 D +5", "answer": "17"}
@@ -176,11 +178,21 @@ async def test_scopes(settings: Callable[..., Any]) -> None:
         assert (await client.get("/policies", headers=bearer)).json()["type"] == "missing_scope"
 
 
-def test_a_caller_who_hangs_up(url: str, client: TeacherClient, tiny_adapter: MakeAdapter) -> None:
+def test_a_caller_who_hangs_up(
+    url: str, client: TeacherClient, tiny_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The load goes on to its end."""
+    adapted, hung_up = Loader.adapted, threading.Event()
+
+    def waits(self: Loader, *given: Any) -> Any:
+        assert hung_up.wait(60)
+        return adapted(self, *given)
+
+    monkeypatch.setattr(Loader, "adapted", waits)
     body = {"name": "gone", "source": str(tiny_adapter(3)), "activate": True}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/policies", json=body, timeout=httpx.Timeout(60, read=0.005))
+    hung_up.set()
     deadline = time.monotonic() + 60
     while client.policies().active.name != "gone":
         assert time.monotonic() < deadline

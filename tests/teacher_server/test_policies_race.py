@@ -18,6 +18,7 @@ from plugins.policy_world import World, publish, told
 
 from rlt_client.errors import Conflict, NotFound
 
+KINDS = ["lora", "lora", "lora", "full", "activate", "rollback", "unload", "delete"]
 CHANGES = 40
 CALLERS = 30
 PATIENT = {"drain_s": 20, "swap_wait_s": 20, "prove_s": 20}  # a busy machine is no failure
@@ -61,10 +62,9 @@ class Callers:
             self.inside[use.policy.revision] -= 1
 
 
-async def change(served, world, draws):
+async def change(served, world, draws, kind):
     name = draws.choice(["a", "b", "c"])
     activate = draws.random() < 0.5
-    kind = draws.choice(["lora", "lora", "lora", "full", "activate", "rollback", "unload", "delete"])
     content = draws.randrange(8)
     if kind in ("lora", "full"):
         folder = getattr(world, kind)(f"{kind}-{content}", content)
@@ -81,23 +81,24 @@ async def change(served, world, draws):
 @pytest.mark.parametrize("count", [1, 3])
 async def test_no_request_gets_another_version_than_it_is_told(tmp_path, count):
     draws = random.Random(count)
+    kinds = draws.choices(KINDS, k=CHANGES)  # before the callers draw too, in an order of chance
     world = World(tmp_path)
     engines = [world.engine(seconds=0.03) for _ in range(count)]  # a loop without a pause would starve changes
     seen, made = weakref.WeakSet(), Counter()
     async with world.serving(*engines, state=tmp_path / "state.json", **PATIENT) as served:
         callers = Callers(served, draws)
         running = [asyncio.create_task(callers.run()) for _ in range(CALLERS)]
-        for _ in range(CHANGES):
+        for kind in kinds:
             try:
-                made[await change(served, world, draws)] += 1
+                made[await change(served, world, draws, kind)] += 1
             except (Conflict, NotFound) as error:
                 made[error.type] += 1
             seen.update(served.host.book.versions)
             await asyncio.sleep(draws.choice([0, 0.005]))
+        await eventually(lambda: callers.outcomes["done"] > 5 * CALLERS)
         callers.stop = True
         async with asyncio.timeout(60):
             await asyncio.gather(*running)
-        assert callers.outcomes["done"] > 5 * CALLERS
         assert made["full"] + made["lora"] > CHANGES / 4
         assert not +callers.inside
         assert not any(engine.wrong for engine in engines)

@@ -374,7 +374,7 @@ async def test_a_change_that_fails_when_its_caller_has_gone_leaves_no_trace():
             task = asyncio.create_task(change)
             await asyncio.sleep(0.02)
             task.cancel()
-        await asyncio.sleep(0.3)
+        await pooled.remove("nobody")  # after both: changes wait for each other
         await eventually(lambda: all(up(pooled)))
         assert [engine.loaded for engine in engines] == [{}, {}]
         assert [engine.full for engine in engines] == [weights()] * 2

@@ -39,7 +39,7 @@ def hosting_url(tiny_model: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def scorer_at(url: str, transport: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Scorer]:
-    async with AsyncRewardClient(url, transport=transport, deadline=5, patience=0.1) as client:
+    async with AsyncRewardClient(url, transport=transport, deadline=60, patience=0.1) as client:
         yield Scorer(client)
 
 

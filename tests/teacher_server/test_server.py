@@ -54,7 +54,7 @@ def test_a_caller_that_hangs_up_stops_its_samples(teacher, teacher_url):
     """240 tokens a sample and 200 samples take far longer than the wait below allows."""
     body = {"items": [{"prompt_token_ids": [1], "seed": i} for i in range(2000)], "max_tokens": 240}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{teacher_url}/generate", json=body, timeout=0.3)
+        httpx.post(f"{teacher_url}/generate", json=body, timeout=httpx.Timeout(60, read=0.3))
     until(lambda: gauge(teacher, "rlt_teacher_samples_inside") == 0, seconds=20)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from rlt_service.settings import ServerSettings
 from rlt_service.testing import running
 from rlt_teacher_server import sse
 from rlt_teacher_server.endpoints import router
+from rlt_teacher_server.engine.decoding import Decoder
 from rlt_teacher_server.openai.errors import OpenAIErrors
 
 
@@ -105,7 +107,16 @@ def test_an_engine_that_is_down_is_an_ordinary_problem(settings, problem):
     assert (response.status_code, response.json()["type"]) == (503, "engine_down")
 
 
-def test_a_client_that_leaves_stops_the_engine(teacher, problem):
+def test_a_client_that_leaves_stops_the_engine(teacher, problem, monkeypatch):
+    """The engine waits before its first step until the client has left: it would be done before, now and then."""
+    sample, left, steps = Decoder.sample, threading.Event(), []
+
+    def held(self, batch):
+        steps.append(batch)
+        assert left.wait(60)
+        sample(self, batch)
+
+    monkeypatch.setattr(Decoder, "sample", held)
     body = problem | {"n": 64, "max_tokens": 240, "temperature": 2.0, "stream": True}
     with teacher.stream("POST", "/explain", json=body) as response:
         names = (name for name, _ in read(response.iter_lines()))
@@ -113,9 +124,11 @@ def test_a_client_that_leaves_stops_the_engine(teacher, problem):
         assert value(teacher, "rlt_teacher_streams ") == 1
         assert value(teacher, "rlt_teacher_samples_inside ") == 64
         until(lambda: at_the_engine(teacher) > 0)
+    until(lambda: value(teacher, "rlt_teacher_samples_inside ") == 0)
+    until(lambda: value(teacher, "rlt_teacher_streams ") == 0)
+    left.set()
     until(lambda: at_the_engine(teacher) == 0)
-    assert value(teacher, "rlt_teacher_samples_inside ") == 0
-    assert value(teacher, "rlt_teacher_streams ") == 0
+    assert len(steps) < 10, "of 240"
 
 
 def at_the_engine(client):
@@ -183,7 +196,9 @@ def test_a_silent_connection_is_kept_open(monkeypatch):
     monkeypatch.setattr(sse, "PING_S", 0.1)
     with served() as (scripted, client), client.stream("POST", "/explain", json=BODY | {"stream": True}) as response:
         names = (name for name, _ in read(response.iter_lines()))
-        assert [next(names) for _ in range(4)] == ["started", "delta", "ping", "ping"]
+        begun = (name for name in names if name != "ping")
+        assert [next(begun), next(begun)] == ["started", "delta"]
+        assert [next(names), next(names)] == ["ping", "ping"]
         scripted.gate.set()
         assert [name for name in names if name != "ping"][-2:] == ["finished", "done"]
 
@@ -235,21 +250,36 @@ def test_a_client_that_leaves_before_the_stream_begins():
         never = asyncio.Event()
         scripted.scene.limits = never.wait
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/explain", json=BODY | {"stream": True}, timeout=0.3)
+            client.post("/explain", json=BODY | {"stream": True}, timeout=httpx.Timeout(60, read=0.3))
         until(lambda: value(client, "rlt_teacher_streams ") == 0)
         until(lambda: value(client, 'rlt_http_requests_total{method="POST",route="/explain",status="499"}') == 1)
 
 
-def test_a_client_that_does_not_read_gets_few_long_deltas_and_everything_in_the_end():
+NARROW = (socket.SO_SNDBUF, 2**14), (socket.SO_RCVBUF, 2**14)
+"""Of sockets that are full soon, however slowly it comes."""
+
+
+def test_a_client_that_does_not_read_gets_few_long_deltas_and_everything_in_the_end(monkeypatch):
     """Far more than the sockets between them hold: 64 samples × 400 tokens would be 25,600 events."""
-    text = LONG * 4
+    text, options = LONG * 4, [(socket.SOL_SOCKET, *option) for option in NARROW]
+
+    def listen_narrowly(*address):
+        listener = listen(*address)
+        for option in options:
+            listener.setsockopt(*option)
+        return listener
+
+    monkeypatch.setattr("rlt_service.testing.listen", listen_narrowly)
 
     async def pace(_sample, _written):
         await asyncio.sleep(0.005)
 
     given = {"script": lambda _: text + CLOSE, "pace": pace, "max_model_len": 5000, "budget": 2000}
     with (
-        served(**given) as (scripted, client),
+        served(**given) as (scripted, usual),
+        httpx.Client(
+            base_url=usual.base_url, timeout=60, transport=httpx.HTTPTransport(socket_options=options)
+        ) as client,
         client.stream("POST", "/explain", json=BODY | {"n": 64, "stream": True}) as response,
     ):
         until(lambda: scripted.scene.admission.inside == 64)

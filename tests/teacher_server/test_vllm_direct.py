@@ -24,7 +24,7 @@ class Web:
         self.scripts = list(scripts)
         self.connections = self.open = 0
         self.asked: list[tuple[bytes, bytes]] = []
-        self.begun, self.lost = asyncio.Event(), asyncio.Event()
+        self.begun, self.written, self.lost = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -42,6 +42,7 @@ class Web:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0.002)
+                self.written.set()
                 if closes:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -261,6 +262,7 @@ def test_something_that_does_not_speak_http(run):
 def test_an_answer_that_nobody_asked_for_is_never_taken_for_one(run):
     async def test(client, web):
         assert (await client.post("/x", content=b"?")).content == b"hi"
+        await web.written.wait()
         await asyncio.sleep(0.02)
         assert (await client.post("/x", content=b"?")).content == b"ho"
         assert web.connections == 2

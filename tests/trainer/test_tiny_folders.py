@@ -37,10 +37,10 @@ def start_maker(folder: Path, log: Path, seconds: float) -> subprocess.Popen[byt
     return subprocess.Popen([sys.executable, "-c", MAKER, str(folder), str(log), str(seconds)])
 
 
-def wait_for(path: Path) -> None:
+def wait_for(log: Path, text: str) -> None:
     deadline = time.monotonic() + 60  # a Python process starts in well under a second
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
+    while not log.exists() or log.read_text() != text:
+        assert time.monotonic() < deadline, f"{log} does not say so"
         time.sleep(0.01)
 
 
@@ -57,7 +57,7 @@ def test_three_processes_make_it_once(tmp_path: Path) -> None:
 
 def test_a_killed_maker_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
     maker = start_maker(tmp_path / "out", tmp_path / "log", 60)
-    wait_for(tmp_path / "log")
+    wait_for(tmp_path / "log", "made\n")
     maker.send_signal(signal.SIGKILL)
     maker.wait(60)
     assert not (tmp_path / "out").exists()

@@ -228,7 +228,7 @@ def test_a_full_queue_refuses_with_retry_after_unless_the_trainer_would_make_it_
         body = json.loads(json.dumps(bodies[protocol]).replace("What is", f"What {index} is"))
         return client.post(POSTS[protocol], json=body)
 
-    with served(every('kl = "hosted"'), max_items=1, max_queue=2, batch_window_ms=300) as client:
+    with served(every('kl = "hosted"\ndeadline_s = 100'), max_items=1, max_queue=2, batch_window_ms=300) as client:
         with ThreadPoolExecutor(12) as pool:
             replies = list(pool.map(asked, itertools.repeat("slime", 12), range(12)))
             submitted = list(pool.map(asked, itertools.repeat("roll", 4), range(4)))
@@ -259,11 +259,16 @@ def test_the_work_of_a_caller_who_left_is_dropped(served: Any, bodies: dict[str,
         with contextlib.suppress(httpx.ReadTimeout):
             client.post(POSTS["openrlhf"], json=body, timeout=0.3)
 
+    def dropped() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("rlt_reward_dropped_passes_total "))
+
     with served(every('kl = "hosted"'), batch_window_ms=1000) as client:
         for number in range(20):
+            before = dropped()
             leave(number)
             time.sleep(1.5)
-            if "rlt_reward_dropped_passes_total 2.0" in client.get("/metrics").text:
+            if dropped() == before + 2:
                 return
     pytest.fail("the work of twenty callers was done after they had left")
 

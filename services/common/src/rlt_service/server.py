@@ -34,12 +34,14 @@ from rlt_service.connections import BoundedProtocol
 from rlt_service.draining import Drainable, DrainingServer
 from rlt_service.settings import ServerSettings
 
-__all__ = ["BACKLOG", "CannotListen", "Startup", "check_bind", "listen", "raise_file_limit", "serve"]
+__all__ = ["BACKLOG", "KEEP_ALIVE_S", "CannotListen", "Startup", "check_bind", "listen", "raise_file_limit", "serve"]
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Trainers open thousands of short connections at once; the kernel caps it at `net.core.somaxconn`."""
+KEEP_ALIVE_S = 75
+"""Of a connection that rests: longer than clients and proxies keep theirs, so that they close first."""
 
 
 class CannotListen(RLTError):
@@ -107,7 +109,7 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,  # longer than clients and proxies keep theirs, so that they close first
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
 

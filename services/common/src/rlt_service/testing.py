@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from rlt_service.connections import BoundedProtocol
-from rlt_service.server import BACKLOG, Startup, listen
+from rlt_service.server import BACKLOG, KEEP_ALIVE_S, Startup, listen
 
 __all__ = ["running"]
 
@@ -42,6 +42,7 @@ def running(app: FastAPI | Callable[[], ASGIApp]) -> Iterator[str]:
             log_config=None,
             access_log=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=_run, args=(server, listener), daemon=True)
