@@ -39,14 +39,13 @@ FROM (
     SELECT problem, count, ((sum(count) OVER (ORDER BY problem)) - count)::bigint / :size AS part
     FROM (SELECT s.problem, count(*) AS count FROM {failed} GROUP BY s.problem) failed
 ) cut GROUP BY part ORDER BY part"""
-_again = ", ".join(f"'{status.value}'" for status in RETRIED)
 # Dead shards go on, and ask for these by themselves.
-_THEIRS = f"""
+_THEIRS = """
     AND NOT EXISTS (
         SELECT FROM shards d
         WHERE d.build_id = :build AND d.state = 'dead' AND d.score_only = :score_only
             AND s.problem >= d.lo AND s.problem < d.hi
-            AND (d.score_only OR (s.try = d.try AND s.gen_status IN ({_again}))
+            AND (d.score_only OR (s.try = d.try AND s.gen_status = ANY(CAST(:retried AS gen_status[])))
                 OR (s.try < d.try AND s.gen_status = ANY(d."only")))
     )"""
 _GENERATED = f"""samples s
@@ -69,7 +68,8 @@ async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, s
     """
     await _check(session, build)
     try_ = 1 + (await session.scalar(select(func.max(Shard.try_)).where(Shard.build_id == build.id)) or 0)
-    size = {"build": build.id, "data": build.data_id, "try": try_, "size": shard_samples}
+    retried = [status.value for status in RETRIED]
+    size = {"build": build.id, "data": build.data_id, "try": try_, "size": shard_samples, "retried": retried}
     made = 0
     if build.kind is not BuildKind.rescore:
         made += await _generate(session, size, request)
