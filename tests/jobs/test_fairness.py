@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from plugins.shards import hold_back
+from sqlalchemy import func, select, update
 
 from rlt_client.schemas.builds import BuildKind, ShardState
 from rlt_jobs.builds import lifecycle, quotas, repository
@@ -129,9 +131,8 @@ async def test_few_messages_are_queued_for_a_large_build(
 ) -> None:
     build_id = await make_build(problems=1_000, n=1, shard_samples=1)
     assert await rung(database, build_id) == AHEAD
-    async with database.begin() as session:  # so that the shift ends with its first shard
-        later = text("now() + interval '1 hour'")
-        await session.execute(update(Shard).where(Shard.build_id == build_id, Shard.lo > 0).values(retry_at=later))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    await hold_back(database, build_id, later, lo=1)  # so that the shift ends with its first shard
     await work_shard(services, 0)
     assert await rung(database, build_id) == AHEAD + 1  # in place of the one that brought the worker
     await work_shard(services, 0)

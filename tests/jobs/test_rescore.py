@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from plugins.shards import hold_back
 from sqlalchemy import func, select, update
 
 from rlt_client.errors import APIError, Conflict, InternalError, InvalidRequest
@@ -304,12 +305,9 @@ async def test_what_was_refused_before_there_was_any_score_is_told_and_scored_ag
     else:
         platform.rules.append(refuse)
         data = build_id = await make_build(problems=3, n=1, kind="score", shard_samples=1)
-        async with services.database.begin() as session:
-            of_others = update(Shard).where(Shard.build_id == build_id, Shard.lo > 0)
-            await session.execute(of_others.values(retry_at=func.now() + timedelta(hours=1)))
+        await hold_back(services.database, build_id, datetime.now(UTC) + timedelta(hours=1), lo=1)
         await work(services, build_id)
-        async with services.database.begin() as session:
-            await session.execute(of_others.values(retry_at=None))
+        await hold_back(services.database, build_id, None)
     await work(services, build_id)
     await publish(services, build_id)
     assert (await rewards(services, data, build_id)).keys() == {(1, 0), (2, 0)}

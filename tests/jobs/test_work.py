@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from plugins.shards import hold_back
 from sqlalchemy import func, select, update
 
 from rlt_client.errors import APIError, InternalError, InvalidRequest, NotFound, Overloaded, Unauthorized, Unavailable
@@ -54,12 +55,6 @@ async def run(services: Services, build_id: int) -> Shard:
     await hold_back(services.database, build_id, None)
     await work_shard(services, (await shard_of(services.database, build_id)).id)
     return await shard_of(services.database, build_id)
-
-
-async def hold_back(database: Database, build_id: int, until: datetime | None, *, lo: int = 0) -> None:
-    """No claim takes shards from problem `lo` on before that."""
-    async with database.begin() as session:
-        await session.execute(update(Shard).where(Shard.build_id == build_id, Shard.lo >= lo).values(retry_at=until))
 
 
 async def test_every_sample_is_asked_for_once_with_its_own_seed(

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import DateTime, Enum, LargeBinary, MetaData, Text, exc
+from sqlalchemy import CursorResult, DateTime, Enum, LargeBinary, MetaData, Result, Text, exc
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -19,7 +19,7 @@ from rlt_client.errors import Unavailable
 from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_client.schemas.common import GenStatus, ScoreStatus
 
-__all__ = ["Base", "Database", "copy_rows", "raw_connection", "unbroken"]
+__all__ = ["Base", "Database", "copy_rows", "raw_connection", "rows_changed", "unbroken"]
 
 T = TypeVar("T")
 
@@ -147,6 +147,12 @@ def unreachable(error: exc.DBAPIError | psycopg.Error) -> bool:
         # class 08 connection, 53 resources, 57 operator intervention (shutdown); no state: never connected
         return cause.sqlstate is None or cause.sqlstate[:2] in {"08", "53", "57"}
     return isinstance(cause, psycopg.InterfaceError)
+
+
+def rows_changed(done: Result[Any]) -> int:
+    """By an INSERT, UPDATE or DELETE."""
+    assert isinstance(done, CursorResult)
+    return done.rowcount
 
 
 async def raw_connection(session: AsyncSession) -> psycopg.AsyncConnection[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -10,10 +12,25 @@ from rlt_client.schemas.builds import BuildKind, BuildState, ShardState
 from rlt_client.schemas.common import Problem
 from rlt_jobs.builds.models import Build, Event, Shard
 from rlt_jobs.builds.stalls import went_on
+from rlt_jobs.database import rows_changed
 from rlt_jobs.leases import ring_build, ring_shards
 
-__all__ = ["cancel", "expect_ended", "fail", "pause", "prioritise", "resume", "settle", "settle_all"]
+__all__ = [
+    "ENDED",
+    "FRESH",
+    "cancel",
+    "expect_ended",
+    "fail",
+    "pause",
+    "prioritise",
+    "resume",
+    "revive",
+    "settle",
+    "settle_all",
+]
 
+FRESH: Final = {"state": ShardState.ready, "barren": 0, "error": None, "rang_at": None, "retry_at": None}
+"""Of a shard that is to be worked on once more."""
 OPEN = (ShardState.ready, ShardState.running)
 ENDED = (BuildState.done, BuildState.failed, BuildState.cancelled)
 
@@ -96,15 +113,19 @@ async def resume(session: AsyncSession, build: Build) -> None:
     build.error = build.finished_at = None
     build.barren = 0
     build.state = await _resumed(session, build)
-    revived = {"state": ShardState.ready, "barren": 0, "error": None, "rang_at": None, "retry_at": None}
-    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
-    await session.execute(update(Shard).where(*dead).values(revived))
+    await revive(session, build)
     await session.flush()
     if build.state is BuildState.running:
         await ring_shards(session, Shard.build_id == build.id)
         await settle(session, build.id)
     else:
         await ring_build(session, build.id, build.state)
+
+
+async def revive(session: AsyncSession, build: Build) -> int:
+    """Dead shards are ready again. Returns how many there are."""
+    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
+    return rows_changed(await session.execute(update(Shard).where(*dead).values(FRESH)))
 
 
 async def expect_ended(session: AsyncSession, data_id: int | None) -> None:

@@ -7,28 +7,27 @@ build's last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import CursorResult, Result, func, or_, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import Conflict
 from rlt_client.schemas import builds as wire
-from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest, ShardState
+from rlt_client.schemas.builds import BuildKind, BuildState, RetryRequest
 from rlt_client.schemas.common import GenStatus
 from rlt_jobs.builds import repository
-from rlt_jobs.builds.lifecycle import ENDED, expect_ended
+from rlt_jobs.builds.lifecycle import ENDED, FRESH, expect_ended, revive
 from rlt_jobs.builds.models import Build, Event, Scorer, Shard
 from rlt_jobs.builds.outcomes import RETRIED
 from rlt_jobs.builds.quotas import admit_retry
 from rlt_jobs.builds.service import BuildService
-from rlt_jobs.database import Database
+from rlt_jobs.database import Database, rows_changed
 from rlt_jobs.ringing import ring_shards
 from rlt_jobs.settings import Settings
 
 __all__ = ["Retries", "retry"]
 
-_FRESH: Final = {"state": ShardState.ready, "barren": 0, "error": None, "rang_at": None, "retry_at": None}
 _INTO = 'INSERT INTO shards (build_id, lo, hi, try, "only", score_only, max_tokens, total)'
 
 # Failed samples in a row, wherever they lie, until they are enough for a shard. Problems are never divided.
@@ -75,7 +74,7 @@ async def retry(session: AsyncSession, build: Build, request: RetryRequest, *, s
         made += await _generate(session, size, request)
     if request.score_errors:
         made += await _score(session, size, build, request)
-    if not made + await _revive(session, build):
+    if not made + await revive(session, build):
         raise Conflict(_nothing(build, request), type="nothing_to_retry")
     await _go_on(session, build, request)
 
@@ -110,12 +109,7 @@ async def _score(session: AsyncSession, size: dict[str, Any], build: Build, requ
 async def _reopen(session: AsyncSession, build: Build) -> int:
     """The shards of a build that only scores count what lies in their ranges, which no other shard may share."""
     failed = (Shard.build_id == build.id, or_(Shard.score_error > 0, Shard.complete < Shard.total))
-    return _rows(await session.execute(update(Shard).where(*failed).values(**_FRESH, score_only=True)))
-
-
-async def _revive(session: AsyncSession, build: Build) -> int:
-    dead = (Shard.build_id == build.id, Shard.state == ShardState.dead)
-    return _rows(await session.execute(update(Shard).where(*dead).values(_FRESH)))
+    return rows_changed(await session.execute(update(Shard).where(*failed).values(**FRESH, score_only=True)))
 
 
 async def _check_tokens(session: AsyncSession, build: Build) -> None:
@@ -130,12 +124,7 @@ async def _check_tokens(session: AsyncSession, build: Build) -> None:
 
 
 async def _cut(session: AsyncSession, statement: Any, values: dict[str, Any]) -> int:
-    return _rows(await session.execute(statement, values))
-
-
-def _rows(changed: Result[Any]) -> int:
-    assert isinstance(changed, CursorResult)
-    return changed.rowcount
+    return rows_changed(await session.execute(statement, values))
 
 
 def _nothing(build: Build, request: RetryRequest) -> str:

@@ -11,7 +11,6 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    CursorResult,
     Row,
     and_,
     exists,
@@ -30,6 +29,7 @@ from rlt_client.schemas.builds import SourceFormat
 from rlt_client.schemas.common import ScoreStatus
 from rlt_jobs.builds.models import Build, Dataset, Event, Problem, Sample, Score, Scorer
 from rlt_jobs.builds.repository import totals
+from rlt_jobs.database import rows_changed
 from rlt_jobs.store.files import Stored
 from rlt_jobs.store.models import File, Upload, Version, VersionFile
 
@@ -136,9 +136,7 @@ WHERE s.build_id = :build AND s.problem = r.problem AND s.sample_idx = r.sample_
 
 async def repoint(session: AsyncSession, build_id: int, file_id: int, lo: int, hi: int) -> int:
     """Point the samples that `written` gives at the rows of a compacted file. Returns how many there are."""
-    done = await session.execute(_REPOINT, {"file": file_id, "build": build_id, "lo": lo, "hi": hi})
-    assert isinstance(done, CursorResult)
-    return done.rowcount
+    return rows_changed(await session.execute(_REPOINT, {"file": file_id, "build": build_id, "lo": lo, "hi": hi}))
 
 
 async def policy_revisions(session: AsyncSession, build_id: int) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import CursorResult, delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_client.errors import RLTError
@@ -16,7 +16,7 @@ from rlt_client.schemas.builds import ShardState
 from rlt_jobs.builds.lifecycle import settle
 from rlt_jobs.builds.models import Problem, Sample, Shard
 from rlt_jobs.builds.outcomes import decompress
-from rlt_jobs.database import Database
+from rlt_jobs.database import Database, rows_changed
 from rlt_jobs.leases import Claimed, LeaseLost, hold_shard
 from rlt_jobs.store.files import Store, Stored
 from rlt_jobs.store.models import File, Spool
@@ -111,10 +111,9 @@ async def _record(session: AsyncSession, lease: Claimed, sealed: _Sealed) -> Non
     place = {"build_id": lease.build_id, "kind": "shard", "lo": lease.lo, "hi": lease.hi}
     file_id = await session.scalar(insert(File).values(**values, **place).returning(File.id))
     ids = {"file": file_id, "shard": lease.shard_id, "build": lease.build_id}
-    pointed = await session.execute(_POINT, ids)
-    assert isinstance(pointed, CursorResult)
-    if pointed.rowcount != sealed.rows:  # the spool changed under a lease that was ours throughout
-        raise LeaseLost(f"shard {lease.shard_id}: {sealed.rows} rows were sealed, {pointed.rowcount} are spooled")
+    pointed = rows_changed(await session.execute(_POINT, ids))
+    if pointed != sealed.rows:  # the spool changed under a lease that was ours throughout
+        raise LeaseLost(f"shard {lease.shard_id}: {sealed.rows} rows were sealed, {pointed} are spooled")
     await session.execute(delete(Spool).where(Spool.shard_id == lease.shard_id))
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from sqlalchemy import (
     CompoundSelect,
-    CursorResult,
     Executable,
     Row,
     Select,
@@ -31,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rlt_jobs.builds.models import Build, Event, Problem, Sample, Score, Shard
-from rlt_jobs.database import Database
+from rlt_jobs.database import Database, rows_changed
 from rlt_jobs.settings import Settings
 from rlt_jobs.store.backend import Entry
 from rlt_jobs.store.deleting import readers
@@ -218,8 +217,7 @@ class _Sweep:
         async with self._database.begin() as session:
             for statement in statements:
                 done = await session.execute(statement)
-            assert isinstance(done, CursorResult)
-            return done.rowcount
+            return rows_changed(done)
 
     async def _remove(self, uris: Iterable[str]) -> None:
         if not self._dry:
